@@ -1,0 +1,96 @@
+"""One table of sizes and budgets: the same cells and commands run in every profile.
+
+``smoke`` proves that the code runs, ``cpu`` is the course on a laptop, ``t4`` and ``full`` train a real Llama on
+one GPU. The choice is made by ``--profile`` or the environment variable ``ICRL_PROFILE``; ``cpu`` is the default.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+BUILD = ROOT / "build"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes and budgets of one way to run the course.
+
+    ``None`` for minutes or memory means: not measured yet.
+    """
+
+    name: str
+    device: str  # "cpu": runs anywhere; "gpu": needs a CUDA device
+    base: str  # folder in assets/, or a model name on the Hugging Face Hub
+    adapter: str | None  # folder in assets/adapters/, None where no trained adapter is shipped
+    history: str  # history format: "compact" (tiny Llama) or "paper" (real tokenizers)
+    quantization: str | None  # "nf4" or None
+    maps: int  # maps played live for a figure
+    episodes: int  # episodes per map in a rollout
+    bootstrap: int  # resamples for an interval
+    pretrain_tokens: int  # tokens of the live pretraining demonstration
+    train_tokens: int  # upper bound of tokens for live DQN training
+    train_minutes: float  # live DQN training stops here by the clock
+    slice_tokens: int  # length of one training slice
+    batch_slices: int  # slices per update
+    expected_minutes: float | None  # all notebooks together
+    expected_memory_gb: float | None  # largest process
+
+    @property
+    def base_path(self) -> str:
+        """What ``from_pretrained`` takes: the shipped folder, or the name on the Hub."""
+        return str(ASSETS / self.base) if (ASSETS / self.base).is_dir() else self.base
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="smoke", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
+            maps=8, episodes=30, bootstrap=200, pretrain_tokens=20_000, train_tokens=20_000, train_minutes=0.25,
+            slice_tokens=256, batch_slices=4, expected_minutes=None, expected_memory_gb=None,
+        ),
+        Profile(
+            name="cpu", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
+            maps=100, episodes=30, bootstrap=2_000, pretrain_tokens=400_000, train_tokens=20_000_000,
+            train_minutes=9.0, slice_tokens=384, batch_slices=16, expected_minutes=25, expected_memory_gb=4,
+        ),
+        Profile(
+            name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",
+            quantization="nf4", maps=50, episodes=30, bootstrap=2_000, pretrain_tokens=0,
+            train_tokens=2_000_000, train_minutes=60.0, slice_tokens=4_096, batch_slices=2,
+            expected_minutes=None, expected_memory_gb=None,
+        ),
+        Profile(
+            name="full", device="gpu", base="meta-llama/Llama-3.1-8B-Instruct", adapter=None, history="paper",
+            quantization="nf4", maps=100, episodes=30, bootstrap=2_000, pretrain_tokens=0,
+            train_tokens=40_000_000, train_minutes=24 * 60.0, slice_tokens=4_096, batch_slices=10,
+            expected_minutes=None, expected_memory_gb=None,
+        ),
+    )
+}  # fmt: skip
+
+
+def get_profile(name: str | None = None) -> Profile:
+    """The profile ``name``, else the one in ``ICRL_PROFILE``, else ``cpu``.
+
+    Raises:
+        ValueError: no such profile.
+        RuntimeError: the profile needs a GPU and there is none.
+    """
+    source = "--profile" if name else "ICRL_PROFILE"
+    name = name or os.environ.get("ICRL_PROFILE") or "cpu"
+    if name not in PROFILES:
+        raise ValueError(f"{source}={name!r}: unknown profile; choose one of {', '.join(PROFILES)}.")
+    profile = PROFILES[name]
+    if profile.device == "gpu":
+        import torch  # only here: the table itself must load fast
+
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"{source}={name!r} trains {profile.base} and needs a CUDA GPU; torch sees none. "
+                "Without a GPU use --profile cpu: every notebook runs there, on the tiny Llama that is shipped. "
+                "A free T4 is on Google Colab (Runtime > Change runtime type)."
+            )
+    return profile

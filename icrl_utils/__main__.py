@@ -11,7 +11,6 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from icrl_utils.profiles import PROFILES, ROOT, get_profile
@@ -132,7 +131,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     bench = add("bench", run_bench, "measure speed and memory, each against its alternative in the same run")
     bench.add_argument("benchmark", nargs="?", default="all", help="for example env; default: all")
     course = add("course", run_course, "execute the notebooks; results in build/notebooks/")
-    course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04 or 04_lora_dqn_training; default: all")
+    course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04; default: all")
     course.add_argument("--write", action="store_true", help="also renew the committed notebooks/*.ipynb")
     add("lab", run_lab, "open JupyterLab on the first notebook")
     return parser

@@ -8,30 +8,31 @@ import dataclasses
 import os
 import subprocess
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from icrl_utils.profiles import PROFILES, ROOT, get_profile
 
 
-def add_config_options(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One option for each field of a config dataclass: ``batch_slices: int`` becomes ``--batch-slices``.
+def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:
+    """One option for each field of a config dataclass: ``slice_tokens: int`` becomes ``--slice-tokens``.
 
-    Options that the user leaves out are absent from the result, so the dataclass (or the profile) decides.
-    ``seed`` is an option of every command and is left to it.
+    A field that is a dataclass itself gives ``--field-subfield``. Options that the user leaves out are absent from
+    the parsed result, so that profile and defaults decide. ``seed`` is an option of every command and left to it.
     """
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if field.name == "seed":
-            continue
-        default = "" if field.default is dataclasses.MISSING else f"default {field.default}"
-        text = "; ".join(part for part in (field.metadata.get("help", ""), default) if part).replace("%", "%%")
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text,
-            **_argument_kind(hints[field.name]),
-        )  # fmt: skip
+        hint, name = hints[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            add_config_options(parser, hint, prefix=f"{name}.")
+        elif name != "seed":
+            option = "--" + name.replace("_", "-").replace(".", "-")
+            text = "required" if field.default is dataclasses.MISSING else f"default {field.default}".replace("%", "%%")
+            parser.add_argument(option, dest=name, default=argparse.SUPPRESS, help=text, **_argument_kind(hint))
 
 
 def _argument_kind(hint: Any) -> dict[str, Any]:
@@ -47,23 +48,33 @@ def _argument_kind(hint: Any) -> dict[str, Any]:
     return {"type": hint, "metavar": hint.__name__.upper()}
 
 
-def _config(args: argparse.Namespace, config_class: type) -> Any:
-    """``config_class`` for the chosen profile, with the options that the user gave."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    return config_class.for_profile(get_profile(args.profile), **given)
+def make_config(config_class: type, given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Any:
+    """``config_class`` from the options in ``given``, else from ``defaults`` (the profile's), else its own defaults."""
+    values = {}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = make_config(hints[field.name], given, defaults, prefix=f"{name}.")
+        elif name in given:
+            values[field.name] = given[name]
+        elif name in defaults:
+            values[field.name] = defaults[name]
+    return config_class(**values)
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
     from icrl_utils import training
 
-    training.pretrain(_config(args, training.PretrainConfig))
+    config = make_config(training.PretrainConfig, vars(args), get_profile(args.profile).training)
+    print(f"Pretrained model: {training.pretrain(config, resume=args.resume)}")
 
 
 def run_train(args: argparse.Namespace) -> None:
     from icrl_utils import training
 
-    training.train(_config(args, training.TrainConfig))
+    config = make_config(training.TrainConfig, vars(args), get_profile(args.profile).training)
+    print(f"Trained adapter: {training.train(config, resume=args.resume)}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -119,8 +130,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         return sub
 
     add("doctor", run_doctor, "versions, device, memory and assets: put its output into bug reports")
-    pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama on random play; resumes with --resume")
-    train = add("train", run_train, "train an adapter by double DQN; resumes with --resume")
+    pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama on random play")
+    train = add("train", run_train, "train an adapter by double DQN")
+    for sub in (pretrain, train):
+        sub.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     if command in ("pretrain", "train"):
         from icrl_utils import training
 
@@ -142,13 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
         args.call(args)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        # Our own errors name the argument and the next step; a traceback would only hide that.
-        if os.environ.get("ICRL_TRACEBACK"):
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _raised_by_us(error):
             raise
+        # The message names the argument and the next step; a traceback would only hide that.
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the ``raise`` stands in this package, and not in a library that it called."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return Path(last[0].f_code.co_filename).parent == Path(__file__).parent
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from icrl_utils.lake import held_out_maps
 from icrl_utils.profiles import ASSETS, ROOT, get_profile
 from icrl_utils.versions import installed_version, requirements, unmet
 
@@ -69,16 +70,18 @@ def _profile(name: str | None) -> Finding:
 
 
 def _assets() -> Iterator[Finding]:
-    """Every run.json names the sha256 of its weights; compare."""
+    """The held-out maps, and the weights beside every run.json against the sha256 that stands in it."""
+    try:
+        held_out_maps("in_distribution")
+        yield "held-out maps", "unaltered", True
+    except (ValueError, FileNotFoundError) as error:
+        yield "held-out maps", str(error), False
     runs = sorted(ASSETS.rglob("run.json"))
     if not runs:
-        yield "assets", "none found: run from a clone of the repository", False
+        yield "weights", f"none found in {ASSETS.name}/: run from a clone of the repository", False
     for run in runs:
-        hashes = json.loads(run.read_text(encoding="utf-8"))["sha256"]
-        wrong = [name for name, digest in hashes.items() if _sha256(run.parent / name) != digest]
-        found = f"altered or missing: {', '.join(wrong)}; restore with git checkout" if wrong else "unaltered"
-        yield run.parent.relative_to(ROOT).as_posix(), found, not wrong
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        wanted = json.loads(run.read_text(encoding="utf-8"))["sha256"]
+        found = [hashlib.sha256(weights.read_bytes()).hexdigest() for weights in run.parent.glob("*model.safetensors")]
+        fine = found == [wanted]
+        state = "unaltered" if fine else "weights missing or altered; restore them with git checkout"
+        yield run.parent.relative_to(ROOT).as_posix(), state, fine

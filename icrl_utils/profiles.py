@@ -5,7 +5,8 @@ one GPU. The choice is made by ``--profile`` or the environment variable ``ICRL_
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +30,14 @@ class Profile:
     maps: int  # maps played live for a figure
     episodes: int  # episodes per map in a rollout
     bootstrap: int  # resamples for an interval
-    pretrain_tokens: int  # tokens of the live pretraining demonstration
-    train_tokens: int  # upper bound of tokens for live DQN training
-    train_minutes: float  # live DQN training stops here by the clock
+    train_tokens: int  # live DQN training in notebook 04 ends after so many tokens,
+    train_minutes: float  # or after so much time
     slice_tokens: int  # length of one training slice
-    batch_slices: int  # slices per update
+    slices: int  # slices per update
     expected_minutes: float | None  # all notebooks together
     expected_memory_gb: float | None  # largest process
+    training: Mapping[str, object] = field(default_factory=dict, hash=False)  # fields of the pretrain and train
+    # configs that differ from their defaults, which are those of the shipped runs
 
     @property
     def base_path(self) -> str:
@@ -48,25 +50,25 @@ PROFILES = {
     for profile in (
         Profile(
             name="smoke", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
-            maps=8, episodes=30, bootstrap=200, pretrain_tokens=20_000, train_tokens=20_000, train_minutes=0.25,
-            slice_tokens=256, batch_slices=4, expected_minutes=None, expected_memory_gb=None,
+            maps=8, episodes=30, bootstrap=200, train_tokens=20_000, train_minutes=0.25,
+            slice_tokens=256, slices=4, expected_minutes=None, expected_memory_gb=None,
+            training={"steps": 6, "slices": 4, "slice_tokens": 128, "warmup": 2, "log_every": 2, "eval_every": 6,
+                      "eval_maps": 4, "save_every": 3},
         ),
         Profile(
             name="cpu", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
-            maps=100, episodes=30, bootstrap=2_000, pretrain_tokens=400_000, train_tokens=20_000_000,
-            train_minutes=9.0, slice_tokens=384, batch_slices=16, expected_minutes=25, expected_memory_gb=4,
+            maps=100, episodes=30, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0,
+            slice_tokens=384, slices=16, expected_minutes=25, expected_memory_gb=4,
         ),
         Profile(
             name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",
-            quantization="nf4", maps=50, episodes=30, bootstrap=2_000, pretrain_tokens=0,
-            train_tokens=2_000_000, train_minutes=60.0, slice_tokens=4_096, batch_slices=2,
-            expected_minutes=None, expected_memory_gb=None,
+            quantization="nf4", maps=50, episodes=30, bootstrap=2_000, train_tokens=2_000_000, train_minutes=60.0,
+            slice_tokens=4_096, slices=2, expected_minutes=None, expected_memory_gb=None,
         ),
         Profile(
             name="full", device="gpu", base="meta-llama/Llama-3.1-8B-Instruct", adapter=None, history="paper",
-            quantization="nf4", maps=100, episodes=30, bootstrap=2_000, pretrain_tokens=0,
-            train_tokens=40_000_000, train_minutes=24 * 60.0, slice_tokens=4_096, batch_slices=10,
-            expected_minutes=None, expected_memory_gb=None,
+            quantization="nf4", maps=100, episodes=30, bootstrap=2_000, train_tokens=40_000_000,
+            train_minutes=24 * 60.0, slice_tokens=4_096, slices=10, expected_minutes=None, expected_memory_gb=None,
         ),
     )
 }  # fmt: skip

@@ -1,0 +1,135 @@
+"""Load a Llama, tiny or real, and put an online and a target adapter on it.
+
+The base model is frozen. Everything that DQN learns lives in one small peft adapter, ``ONLINE``; the target
+network of DQN is a second adapter, ``TARGET``, on the *same* base weights: a copy of the weights would double
+the memory, a second adapter costs a few megabytes (arXiv 2501.14176, section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+ONLINE, TARGET = "default", "target"  # "default" is peft's own name for the adapter that save_pretrained writes
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
+
+
+def new_tiny_llama(
+    vocab_size: int, action_ids, hidden: int = 128, layers: int = 6, heads: int = 4, seed: int = 0
+) -> LlamaForCausalLM:
+    """A randomly initialised Llama small enough for a laptop CPU.
+
+    The output rows of the four action words are set to orthonormal rows (times 0.5). Pretraining puts no loss on
+    actions, so it never moves these rows; otherwise the softmax would push all four the same way, and a frozen
+    read-out with parallel rows cannot tell the actions apart.
+
+    Args:
+        vocab_size: number of token ids. action_ids: the four ids whose logits will be read as Q-values.
+        hidden: width of the residual stream. layers: decoder blocks. heads: attention heads (hidden % heads == 0).
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        rows = torch.linalg.qr(torch.randn(hidden, len(action_ids)))[0].T
+    with torch.no_grad():
+        model.lm_head.weight[torch.as_tensor(action_ids)] = 0.5 * rows
+    return model
+
+
+def load_base(path: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode."""
+    folder = Path(path)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
+            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
+        )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+
+
+def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:
+    """Freeze ``base`` and add two adapters with equal weights: ``ONLINE`` (trainable) and ``TARGET`` (frozen).
+
+    Args:
+        kind: ``"lora"`` on all seven projections (scale alpha / r = 2), or ``"ia3"`` on k, v and down (the paper's).
+        rank: LoRA's r; ignored by IA3.
+
+    At the start both adapters leave the base unchanged: LoRA has B = 0, IA3's scales are 1.
+    """
+    if kind == "lora":
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
+    elif kind == "ia3":
+        config = IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        )
+    else:
+        raise ValueError(f"adapter={kind!r} is unknown; choose 'lora' or 'ia3'.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(base, config)
+        model.add_adapter(TARGET, config)
+    activate(model, ONLINE)
+    # LoRA draws A at random for each adapter: without this copy the target would start as another network.
+    online, target = adapter_parameters(model, ONLINE), adapter_parameters(model, TARGET)
+    with torch.no_grad():
+        for name, parameter in target.items():
+            parameter.copy_(online[name])
+    return model
+
+
+def activate(model: PeftModel, name: str) -> None:
+    """Make adapter ``name`` the one that the forward pass uses. Only ``ONLINE`` is ever trainable."""
+    model.set_adapter(name)
+    for parameter in adapter_parameters(model, TARGET).values():
+        parameter.requires_grad_(False)
+    for parameter in adapter_parameters(model, ONLINE).values():
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def target_network(model: PeftModel) -> Iterator[None]:
+    """Inside the block the model *is* the target network, without gradient; afterwards the online one again."""
+    activate(model, TARGET)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        activate(model, ONLINE)
+
+
+def adapter_parameters(model: PeftModel, name: str) -> dict[str, torch.nn.Parameter]:
+    """The parameters of one adapter, keyed by their name without the adapter's: equal keys are twins."""
+    marker = f".{name}"
+    return {
+        key.replace(marker, ""): parameter
+        for key, parameter in model.named_parameters()
+        if key.endswith(marker) or f"{marker}." in key
+    }
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def file_sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,199 @@
+"""Behaviour policies, collecting their episodes in bulk, and the replay buffer that DQN learns from.
+
+A *set* is what one behaviour policy did on one map: 20 to 40 episodes. The buffer cuts sets into *slices*: token
+sequences of equal length, one map to a slice unless asked otherwise. Everything here is a pure function of seeds:
+the batch of training step k depends on (seed, k) alone, so an interrupted run resumes on the very same data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from icrl_utils.history import COMPACT_TILES, GOAL, HOLE, LIMIT, RESET, HistoryFormat
+from icrl_utils.lake import FrozenLakeVectorEnv, LakeMap, LakeTables, reject_held_out
+
+from icrl_utils.tabular import TabularQ
+
+SUCCESS_WEIGHT = {"low": 0.2, "mid": 1.0, "hi": 5.0}  # how much likelier a successful episode is drawn (the paper's 5)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Who acts in the training data. Each map gets one policy: with probability ``skill`` a skilled move, else random.
+
+    ``skill`` rises evenly over the episodes of a set, from U(0, low) to U(0, high). On a share ``expert_share`` of
+    the maps the skilled move is a shortest-path move (that policy knows the map); on the others it is the greedy
+    move of a tabular Q-learner with initial values U(0, 1), which like the agent we want knows its history only.
+    """
+
+    expert_share: float = 0.5
+    low: float = 0.5
+    high: float = 1.0
+
+
+RANDOM_PLAY = Behaviour(expert_share=0.0, low=0.0, high=0.0)
+
+
+class Play(NamedTuple):
+    """Episodes of many maps, flattened in order: map after map, episode after episode."""
+
+    tiles: np.ndarray  # int64 [sum(steps + 1)], every episode's terminal tile included
+    actions: np.ndarray  # int64 [sum(steps)]
+    steps: np.ndarray  # int64 [episodes]
+    outcome: np.ndarray  # uint8 [episodes]: GOAL, HOLE or LIMIT
+    episodes_per_map: np.ndarray  # int64 [maps]
+
+
+def collect(
+    maps: list[LakeMap],
+    behaviour: Behaviour,
+    rng: np.random.Generator,
+    episodes: tuple[int, int] = (20, 40),
+    min_tokens: int = 0,
+) -> Play:
+    """Play all ``maps`` in lock-step: U{episodes} episodes each, and on until two tokens a step fill ``min_tokens``.
+
+    Raises ValueError when a map belongs to the held-out evaluation sets.
+    """
+    reject_held_out(maps)
+    n = len(maps)
+    env = FrozenLakeVectorEnv(maps)
+    tile, _ = env.reset(seed=int(rng.integers(2**31)))
+    n_episodes = rng.integers(episodes[0], episodes[1] + 1, size=n)
+    low, high = rng.uniform(0, behaviour.low, n), rng.uniform(0, behaviour.high, n)
+    is_expert = rng.random(n) < behaviour.expert_share
+    learner = TabularQ(n, env.tables.kind.shape[1], initial_value=rng.random(n).astype(np.float32))
+
+    row = np.arange(n)
+    played, tokens, ended = np.zeros(n, int), np.zeros(n, int), np.zeros(n, bool)
+    log = [(row, np.full(n, RESET), tile, np.zeros(n, np.uint8))]
+    while len(row):
+        skill = low + (high - low) * np.minimum(played / n_episodes, 1)
+        move = np.where(is_expert, expert_move(env.tables, tile, rng), learner.greedy(tile, rng))
+        action = np.where(rng.random(len(row)) < skill, move, rng.integers(4, size=len(row)))
+        new_tile, reward, terminated, truncated, _ = env.step(action)
+        learner.update(tile, action, reward, new_tile, terminated, mask=~ended)
+        outcome = np.select([terminated & (reward > 0), terminated, truncated], [GOAL, HOLE, LIMIT], 0).astype(np.uint8)
+        log.append((row, np.where(ended, RESET, action), new_tile, outcome))
+
+        tile, ended = new_tile, outcome > 0
+        played, tokens = played + ended, tokens + 2
+        done = ended & (played >= n_episodes) & (tokens >= min_tokens)
+        if done.any():
+            go_on = np.flatnonzero(~done)
+            env.keep(go_on), learner.keep(go_on)
+            row, tile, ended, played, tokens = row[go_on], tile[go_on], ended[go_on], played[go_on], tokens[go_on]
+            low, high, is_expert, n_episodes = low[go_on], high[go_on], is_expert[go_on], n_episodes[go_on]
+    return _as_play(*(np.concatenate(column) for column in zip(*log, strict=True)), n)
+
+
+def _as_play(row: np.ndarray, action: np.ndarray, tile: np.ndarray, outcome: np.ndarray, n: int) -> Play:
+    """Lock-step logs to map-by-map order."""
+    order = np.argsort(row, kind="stable")
+    row, action, tile, outcome = row[order], action[order], tile[order], outcome[order]
+    starts = np.flatnonzero(action == RESET)
+    steps = np.diff(np.append(starts, len(action))) - 1
+    return Play(tile, action[action != RESET], steps, outcome[starts + steps], np.bincount(row[starts], minlength=n))
+
+
+def expert_move(tables: LakeTables, tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A move that shortens the way to the goal, ties broken at random; any move where there is none. [n] -> [n]"""
+    score = tables.optimal[np.arange(len(tile)), tile] + rng.random((len(tile), 4)) * 0.5
+    return score.argmax(axis=1)
+
+
+class ReplayBuffer:
+    """Tokenized episodes of many sets, ready to be cut into slices.
+
+    Attributes:
+        ids: int64 [all tokens]. bounds: int64 [episodes + 1] token offsets. first_episode: int64 [sets + 1].
+    """
+
+    def __init__(self, play: Play, history: HistoryFormat):
+        self.history = history
+        self.ids, self.bounds = history.encode_episodes(play.tiles, play.actions, play.steps, play.outcome)
+        self.first_episode = np.concatenate([[0], np.cumsum(play.episodes_per_map)])
+        self.success = play.outcome == GOAL
+
+    def __len__(self) -> int:
+        return len(self.first_episode) - 1
+
+    def slices(
+        self,
+        sets: np.ndarray,
+        tokens: int,
+        rng: np.random.Generator,
+        order: str = "as_played",
+        quality: str = "mid",
+        relabel: float = 0.0,
+    ) -> np.ndarray:
+        """One slice of ``tokens`` tokens from each of ``sets`` -> int64 [len(sets), tokens].
+
+        order: ``as_played`` keeps the rising skill, ``shuffled`` hides it (the paper's way).
+        quality: ``hi`` / ``low`` draw successful episodes 5 times as likely / a fifth as likely as failures.
+        relabel: share of slices whose tile numbers are permuted at random. Then geometry says nothing ("9 lies to
+            the right of 8"), and only looking up what happened before helps.
+        """
+        out = np.empty((len(sets), tokens), np.int64)
+        for line, index in enumerate(sets):
+            first, last = self.first_episode[index], self.first_episode[index + 1]
+            if order == "as_played" and quality == "mid":
+                stream = self.ids[self.bounds[first] : self.bounds[last]]
+            else:
+                chosen = first + self._draw_order(self.success[first:last], order, quality, rng)
+                stream = np.concatenate([self.ids[self.bounds[e] : self.bounds[e + 1]] for e in chosen])
+            if len(stream) < tokens:
+                raise ValueError(
+                    f"tokens={tokens} is longer than set {index} ({len(stream)} tokens); collect with min_tokens={tokens}."
+                )
+            out[line] = stream[:tokens]
+        if relabel:
+            self._relabel(out, np.flatnonzero(rng.random(len(sets)) < relabel), rng)
+        return out
+
+    @staticmethod
+    def _draw_order(success: np.ndarray, order: str, quality: str, rng: np.random.Generator) -> np.ndarray:
+        """Weighted order without replacement (Efraimidis and Spirakis 2006): ascending -log(u) / weight."""
+        if order != "shuffled" or quality not in SUCCESS_WEIGHT:
+            raise ValueError(
+                f"order={order!r} with quality={quality!r}: order is 'as_played' or 'shuffled', quality 'low', 'mid' or "
+                "'hi', and episodes can be weighted only when they are shuffled."
+            )
+        weight = np.where(success, SUCCESS_WEIGHT[quality], 1.0)
+        return np.argsort(rng.exponential(size=len(success)) / weight)
+
+    def _relabel(self, ids: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> None:
+        for line in lines:
+            names = np.arange(self.history.vocab_size)
+            names[:COMPACT_TILES] = rng.permutation(COMPACT_TILES)
+            ids[line] = names[ids[line]]
+
+    def crossing_slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
+        """``n`` slices cut anywhere out of all sets laid end to end: they begin in mid-episode and cross map changes."""
+        if len(self.ids) <= tokens:
+            raise ValueError(f"tokens={tokens} is longer than the whole buffer ({len(self.ids)} tokens).")
+        start = rng.integers((len(self.ids) - tokens) // 2, size=n) * 2  # even: at an observation
+        return self.ids[start[:, None] + np.arange(tokens)]
+
+
+class Batch(NamedTuple):
+    """What one optimizer step sees; B slices, T tokens, D decisions, K observations. See history.Decisions."""
+
+    ids: torch.Tensor  # int64 [B, T]
+    position: torch.Tensor  # int64 [B, D]
+    action: torch.Tensor  # int64 [B, D]
+    reward: torch.Tensor  # float32 [B, D]
+    terminated: torch.Tensor  # bool [B, D]
+    has_target: torch.Tensor  # bool [B, D]
+
+    def to(self, device) -> Batch:
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+
+def make_batch(ids: np.ndarray, history: HistoryFormat) -> Batch:
+    d = history.decisions(ids)
+    return Batch(*map(torch.from_numpy, (ids, d.position, d.action, d.reward, d.terminated, d.has_target)))

@@ -1,0 +1,306 @@
+"""The Llama as a policy: many histories in lock-step, one forward pass per step, greedy over four Q-values.
+
+Each step appends a few tokens to every history (two in the compact format). Keys and values of all earlier tokens
+are kept in buffers that double when they are full, so that no step copies them. Which earlier tokens a history may
+still see is decided per row by a mask: rotary positions are relative, so a hidden prefix is as good as a cleared
+context, without moving anything.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.cache_utils import Cache, DynamicLayer
+
+from icrl_utils.history import RESET, HistoryFormat
+from icrl_utils.lake import LakeMap
+from icrl_utils.models import CONTEXT, file_sha256, load_base
+from icrl_utils.policy import Step
+from icrl_utils.profiles import ASSETS, ROOT
+from icrl_utils.qvalues import QReadout, action_logits, backbone
+
+CACHE_BYTES = 2**30  # keys and values of all maps played at once
+TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values [n, heads, tokens, head size] of one decoder layer, as views into buffers with room to grow.
+
+    transformers' own ``DynamicLayer`` concatenates at every step, which copies the whole cache for two new tokens.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.first = self.end = 0  # the live columns of the buffers
+        self._allocate(key_states[:, :, :0], value_states[:, :, :0], capacity=64)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append the new tokens and return all live ones."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[-2]
+        if self.end + new > self.buffers[0].shape[-2]:
+            self._allocate(self.keys, self.values, capacity=2 * (self.end - self.first + new))
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.end : self.end + new] = states
+        self.end += new
+        self._set_views()
+        return self.keys, self.values
+
+    def drop(self, columns: int) -> None:
+        """Forget the oldest ``columns`` tokens of every row."""
+        self.first += columns
+        self._set_views()
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all other rows."""
+        self._allocate(self.keys[rows], self.values[rows], capacity=self.buffers[0].shape[-2] - self.first)
+
+    def _allocate(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        live = keys.shape[-2]
+        self.buffers = []
+        for states in (keys, values):
+            buffer = states.new_empty(*states.shape[:2], capacity, states.shape[-1])
+            buffer[:, :, :live] = states
+            self.buffers.append(buffer)
+        self.first, self.end = 0, live
+        self._set_views()
+
+    def _set_views(self) -> None:
+        self.keys, self.values = (buffer[:, :, self.first : self.end] for buffer in self.buffers)
+
+
+class Agent:
+    """A causal Llama that plays: it reads its history and takes the action with the largest of four Q-values.
+
+    Q(history, a) = link(scale * logit of a's word - offset) at the last token of the history (see ``QReadout``).
+
+    Args:
+        model: a ``LlamaForCausalLM``, plain or wrapped by peft (its active adapter plays). It is used, not copied: a
+            training run can evaluate the very model that it trains.
+        format: how histories are written; ``readout``: from logits to Q.
+        memory: False is the memory-less baseline: the same model, its context cleared at every episode.
+        name: in records; by default ``agent`` or ``memory-less``.
+        max_tokens: a longer history loses whole oldest episodes, which is said once. Tokens that stay have seen the
+            dropped ones: their keys and values are not recomputed.
+        autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        format: HistoryFormat,
+        readout: QReadout,
+        memory: bool = True,
+        name: str | None = None,
+        max_tokens: int = CONTEXT,
+        autocast: torch.dtype | None = None,
+    ):
+        if model.config._attn_implementation != "sdpa":
+            raise ValueError(
+                f"model uses attn_implementation={model.config._attn_implementation!r}; load it with 'sdpa', the only "
+                "one whose masks this agent builds."
+            )
+        self.model, self.format, self.readout, self.memory = model, format, readout, memory
+        self.name = name or ("agent" if memory else "memory-less")
+        self.max_tokens, self.autocast = max_tokens, autocast
+        self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
+        self._warned = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_output_embeddings().weight.device
+
+    @property
+    def batch_maps(self) -> int:
+        """Maps played at once: ``CACHE_BYTES`` of keys and values at ``TYPICAL_TOKENS`` tokens per history."""
+        config = self.model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = (self.autocast or self.model.get_output_embeddings().weight.dtype).itemsize
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
+        return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
+
+    def start(self, maps: list[LakeMap], rng: np.random.Generator | None = None) -> None:
+        n = len(maps)
+        self._cache = Cache(layer_class_to_replicate=GrowingLayer)
+        # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
+        self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
+        self._now = torch.full((n,), -1, dtype=torch.int16, device=self.device)
+        self._oldest = torch.zeros(n, dtype=torch.int16, device=self.device)
+        self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
+
+    def act(self, step: Step) -> np.ndarray:
+        return self.append(step).argmax(1).cpu().numpy()
+
+    def append(self, step: Step) -> Tensor:
+        """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
+        ids = torch.from_numpy(self.format.encode_steps(*step)).to(self.device)
+        self._now += torch.from_numpy(step.action == RESET).to(self._now)
+        # In the compact text `reset` closes the episode before it (at the very first step there is none).
+        closes_episode = (ids == self._reset_id).to(torch.int16)
+        episode = torch.where(ids >= 0, self._now[:, None] - closes_episode, -1)
+        used = (episode >= 0).any(0)
+        ids, episode = ids[:, used], episode[:, used]
+        self._episode = torch.cat([self._episode, episode], 1)
+        self._forget()
+
+        real = episode >= 0
+        position = self._position[:, None] + real.cumsum(1) - 1
+        self._position += real.sum(1)
+        hidden = self._forward(ids.clamp(min=0), position.clamp(min=0), self._mask(ids.shape[1]))
+        last = hidden[torch.arange(len(ids), device=self.device), real.sum(1) - 1]
+        return self._read(last)
+
+    def keep(self, rows: np.ndarray) -> None:
+        rows = torch.from_numpy(rows).to(self.device)
+        for layer in self._cache.layers:
+            layer.keep(rows)
+        self._episode, self._now = self._episode[rows], self._now[rows]
+        self._oldest, self._position = self._oldest[rows], self._position[rows]
+
+    def q_values(self, text: str) -> np.ndarray:
+        """float32 [4]: Q of left, down, right, up at the end of one history, in the words of ``format``.
+
+        Raises ValueError for unknown words and for a text that does not end where an action is due.
+        """
+        episodes = self.format.parse(text)
+        last = episodes[-1] if episodes else None
+        if last is None or last.outcome is not None or last.tiles[-1] is None:
+            raise ValueError(
+                f"text={text[-60:]!r} does not end where an action is due; end it with the tile on which the agent "
+                "stands (in the paper format with the header of the action)."
+            )
+        episodes = self.format.fit(episodes, self.max_tokens) if self.memory else [last]
+        ids = torch.from_numpy(self.format.tokenize(self.format.render(episodes)))[None].to(self.device)
+        return self.readout.q(self._read(self._forward(ids)[:, -1]))[0].cpu().numpy()
+
+    def _forget(self) -> None:
+        """Hide what a row must not see any more, and drop columns that no row sees."""
+        if self.memory and self._episode.shape[1] <= self.max_tokens:
+            return
+        if not self.memory:
+            self._oldest = self._now.clone()
+        while (full := (self._episode >= self._oldest[:, None]).sum(1) > self.max_tokens).any():
+            if (full & (self._oldest == self._now)).any():
+                raise ValueError(f"max_tokens={self.max_tokens} is too short for one episode; give a longer context.")
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"a history is longer than max_tokens={self.max_tokens}: its oldest episodes are dropped (said "
+                    "once)",
+                    stacklevel=5,
+                )
+            self._oldest += full
+        hidden = int((self._episode >= self._oldest[:, None]).any(0).int().argmax())
+        cached = self._cache.get_seq_length()
+        if 2 * hidden > cached and hidden <= cached:  # seldom, so that the columns are not moved at every step
+            for layer in self._cache.layers:
+                layer.drop(hidden)
+            self._episode = self._episode[:, hidden:]
+
+    def _mask(self, new: int) -> Tensor:
+        """bool [n, 1, new, tokens]: which tokens each new one attends to. Every token sees itself, hidden or not: a
+        row without any would be NaN."""
+        total = self._episode.shape[1]
+        own = torch.arange(total - new, total, device=self.device)[:, None]
+        column = torch.arange(total, device=self.device)
+        visible = (self._episode >= self._oldest[:, None])[:, None] & (column < own)
+        return (visible | (column == own))[:, None]
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, position: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Hidden states [n, new tokens, d] after the last layer; with a mask the tokens join the cache."""
+        # Dropout off, but a 4-bit model stays as it is: bitsandbytes repacks its weights in an eval-mode forward on
+        # some CPUs, and later gradients are wrong.
+        training = self.model.training and not getattr(self.model, "is_quantized", False)
+        if training:
+            self.model.eval()
+        precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        cache = None if mask is None else self._cache
+        with precision:
+            output = backbone(self.model)(
+                input_ids=ids,
+                position_ids=position,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        if training:
+            self.model.train()
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def _read(self, hidden: Tensor) -> Tensor:
+        logits = action_logits(hidden, self.model.get_output_embeddings(), torch.as_tensor(self.format.action_ids))
+        return self.readout.z(logits)
+
+
+def load_agent(
+    path: str | Path,
+    memory: bool = True,
+    device: str | torch.device | None = None,
+    base: str | Path | None = None,
+    **options,
+) -> Agent:
+    """The agent in an adapter folder, on the frozen base that it was trained on.
+
+    Args:
+        path: a folder written by ``python -m icrl_utils train``, absolute or relative to the repository.
+        memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
+        device: by default the GPU where there is one.
+        base: the base model's folder; by default the one that the adapter's run.json names.
+        options: more arguments of ``Agent``.
+
+    The adapter is merged into the base in float32: the same function, without the adapter's extra products.
+
+    Raises:
+        FileNotFoundError: no adapter there. ValueError: altered weights, or a base other than the one trained on.
+    """
+    folder = _adapter_folder(path)
+    run = json.loads((folder / "run.json").read_text())
+    weights = folder / "adapter_model.safetensors"
+    if file_sha256(weights) != run["sha256"]:
+        raise ValueError(
+            f"path={str(path)!r}: {weights.name} is not the file that run.json describes (sha256 differs); "
+            "restore both with `git checkout`, or train the adapter again."
+        )
+    base_folder = Path(base) if base else _in_repository(run["base"])
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_base(base_folder, device)
+    if file_sha256(base_folder / "model.safetensors") != run["base_sha256"]:
+        raise ValueError(
+            f"path={str(path)!r} was trained on another base than {str(base_folder)!r} (sha256 differs); "
+            f"give the folder of {run['base']} as it was then as `base`, or train the adapter again on this one."
+        )
+    model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    tokenizer = AutoTokenizer.from_pretrained(base_folder) if run["history"] == "paper" else None
+    return Agent(model, HistoryFormat(run["history"], tokenizer), QReadout(**run["readout"]), memory, **options)
+
+
+def _in_repository(path: str | Path) -> Path:
+    """``path`` as it is, or relative to the repository: notebooks run in their own folder."""
+    return Path(path) if Path(path).exists() else ROOT / path
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    folder = _in_repository(path)
+    if not (folder / "adapter_config.json").exists():
+        known = sorted(str(f.parent.relative_to(ROOT)) for f in ASSETS.glob("adapters/*/adapter_config.json"))
+        raise FileNotFoundError(
+            f"path={str(path)!r} holds no adapter (adapter_config.json); choose one of: "
+            f"{', '.join(known) or 'none yet'}, or make one with `python -m icrl_utils train --out FOLDER`."
+        )
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(
+            f"path={str(path)!r} holds an adapter without run.json, so its read-out is unknown; give a folder that "
+            "`python -m icrl_utils train` wrote."
+        )
+    return folder

@@ -67,25 +67,32 @@ STEP_LIMIT = 100
 # a map do not depend on who plays it, how long the episodes were, or which other maps are played beside it.
 
 
+# SplitMix64, vectorised: its increment, and the shifts and factors that mix (made once: a scalar costs as much as a
+# short array operation).
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MIX = [
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+]
+_U11, _U31, _U32 = np.uint64(11), np.uint64(31), np.uint64(32)
+
+
 def _mixed(z: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64, uint64 -> uint64: near inputs give unrelated outputs."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
+    """uint64 [n] -> uint64 [n]: near inputs give unrelated outputs."""
+    for shift, factor in _MIX:
+        z = (z ^ (z >> shift)) * factor
+    return z ^ (z >> _U31)
 
 
 def _stream_keys(seed: int, stream: np.ndarray) -> np.ndarray:
     """uint64 [n]: the keys of the streams of seeds ``seed + stream``, ``stream`` int [n]."""
-    return _mixed((np.uint64(seed % 2**64) + stream.astype(np.uint64)) * _GOLDEN + _GOLDEN)
+    return _mixed((np.uint64(seed % 2**64) + stream.astype(np.uint64)) * _INCREMENT + _INCREMENT)
 
 
 def _uniform(keys: np.ndarray, episode: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """float64 [n] in [0, 1): number (episode, step) of the streams ``keys`` uint64 [n]."""
-    counter = (episode.astype(np.uint64) << np.uint64(32)) + step.astype(np.uint64) + np.uint64(1)
-    return (_mixed(keys + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+    """float64 [n] in [0, 1): number (episode, step) of the streams ``keys`` uint64 [n]; ``step`` counts from 0."""
+    counter = (episode.astype(np.uint64) << _U32) + step.astype(np.uint64)
+    return (_mixed(keys + counter * _INCREMENT) >> _U11) * 2.0**-53
 
 
 def _slipped(action: np.ndarray, uniform: np.ndarray) -> np.ndarray:

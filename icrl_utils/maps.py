@@ -173,7 +173,8 @@ class MapDistribution:
         sizes = (self.min_size, self.max_size)
         if not all(isinstance(size, int) for size in sizes) or not 1 <= self.min_size <= self.max_size:
             raise ValueError(
-                f"min_size={self.min_size!r}, max_size={self.max_size!r}: pass whole numbers, 1 <= min_size <= max_size."
+                f"min_size={self.min_size!r}, max_size={self.max_size!r}: "
+                "pass whole numbers with 1 <= min_size <= max_size."
             )
         for name in ("hole_prob", "start_prob", "goal_prob"):
             if not 0 <= getattr(self, name) <= 1:

@@ -113,6 +113,7 @@ def execute(notebook: NotebookNode, profile: Profile, title: str, progress: bool
 
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=None, record_timing=False, store_widget_state=False,
+            coalesce_streams=True,  # one text per stream, of a progress bar its last state
             resources={"metadata": {"path": str(NOTEBOOKS)}}, on_cell_complete=after_cell,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
@@ -149,8 +150,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def _clean_text(text: str) -> str:
-    text = re.sub(r"[^\n]*\r(?!\n)", "", text)  # a progress bar overwrites its line: keep the last state
-    text = re.sub(r"\x1b\[A", "", text)
+    text = text.replace("\x1b[A", "")  # nested progress bars move the cursor up
     text = re.sub(r"\S*ipykernel_\d+\S*\.py", "<cell>", text)
     for path, name in ((ROOT, "."), (Path.home(), "~")):
         text = text.replace(str(path), name)

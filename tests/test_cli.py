@@ -1,0 +1,190 @@
+"""The command line, the profiles and the version check behind the set-up cell."""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+from icrl_utils import versions
+from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
+from icrl_utils.profiles import PROFILES, get_profile
+
+COMMANDS = ("doctor", "pretrain", "train", "evaluate", "bench", "course", "lab")
+
+
+@dataclasses.dataclass
+class Inner:
+    share: float = 0.5
+
+
+@dataclasses.dataclass
+class Config:
+    out: str
+    seed: int = 0
+    slice_tokens: int = 512
+    crossing: bool = False
+    rank: int | None = None
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def parse(*argv: str, defaults=None) -> Config:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    add_config_options(parser, Config)
+    return make_config(Config, vars(parser.parse_args(argv)), defaults or {})
+
+
+def test_config_options_follow_the_dataclass():
+    given = parse(*"--out x --slice-tokens 64 --crossing --inner-share 0.25 --rank 8 --seed 3".split())
+    assert given == Config("x", seed=3, slice_tokens=64, crossing=True, rank=8, inner=Inner(0.25))
+    assert parse("--out", "x") == Config("x")
+
+
+def test_an_option_beats_the_profile_and_the_profile_beats_the_default():
+    assert parse("--out", "x", defaults={"slice_tokens": 32}).slice_tokens == 32
+    assert parse("--out", "x", "--slice-tokens", "64", defaults={"slice_tokens": 32}).slice_tokens == 64
+
+
+def test_profiles_change_only_fields_that_a_config_has():
+    from icrl_utils.training import PretrainConfig, TrainConfig
+
+    known = {field.name for cls in (PretrainConfig, TrainConfig) for field in dataclasses.fields(cls)}
+    for profile in PROFILES.values():
+        assert set(profile.training) <= known
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from icrl_utils.__main__ import build_parser; build_parser(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_profile_and_seed(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        build_parser(command).parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "--profile" in text and "--seed" in text
+
+
+@pytest.mark.parametrize("command", ["pretrain", "train"])
+def test_training_commands_resume(command):
+    assert build_parser(command).parse_args([command, "--resume"]).resume
+    assert not build_parser(command).parse_args([command]).resume
+
+
+def test_profile_comes_from_option_then_environment_then_cpu(monkeypatch):
+    monkeypatch.setenv("ICRL_PROFILE", "smoke")
+    assert get_profile("cpu").name == "cpu"
+    assert get_profile().name == "smoke"
+    monkeypatch.delenv("ICRL_PROFILE")
+    assert get_profile().name == "cpu"
+
+
+def test_unknown_profile_is_named_with_where_it_came_from(monkeypatch):
+    with pytest.raises(ValueError, match=r"--profile='gpu': unknown profile; choose one of smoke, cpu, t4, full"):
+        get_profile("gpu")
+    monkeypatch.setenv("ICRL_PROFILE", "tpu")
+    with pytest.raises(ValueError, match=r"ICRL_PROFILE='tpu'"):
+        get_profile()
+
+
+@pytest.mark.parametrize("name", ["t4", "full"])
+def test_gpu_profiles_without_gpu_say_what_runs_without(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=rf"'{name}' .* needs a CUDA GPU.*--profile cpu"):
+        get_profile(name)
+
+
+def test_our_errors_are_one_line_and_exit_status_one(capsys):
+    assert main(["course", "--profile", "nope"]) == 1
+    assert capsys.readouterr().err.startswith("error: --profile='nope'")
+    assert main(["course", "77"]) == 1
+    assert "notebook='77': unknown" in capsys.readouterr().err
+    assert main(["course", "--write", "--profile", "smoke"]) == 1
+    assert "committed notebooks show the cpu profile" in capsys.readouterr().err
+
+
+def test_unknown_benchmark_and_experiment_list_the_known_ones(capsys):
+    assert main(["bench", "nope"]) == 1
+    assert "env" in capsys.readouterr().err
+    assert main(["evaluate", "nope"]) == 1
+    assert "in_distribution" in capsys.readouterr().err
+
+
+def test_errors_of_libraries_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("icrl_utils.doctor.report", lambda profile: int("no number"))
+    with pytest.raises(ValueError, match="no number"):
+        main(["doctor"])
+
+
+def test_doctor_names_versions_device_and_assets(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("python", "torch", "transformers", "cpu", "memory", "gpu", "compiler", "held-out maps"):
+        assert any(line[2:].startswith(name) for line in lines)
+
+
+def test_doctor_marks_what_needs_attention(capsys, monkeypatch):
+    monkeypatch.setattr(versions, "installed_version", lambda name: "0.1" if name == "peft" else "99")
+    monkeypatch.setattr("icrl_utils.doctor.installed_version", versions.installed_version)
+    main(["doctor", "--profile", "nope"])
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!")]
+    assert any("peft" in line and "0.1, but the course needs" in line for line in marked)
+    assert any("profile" in line and "'nope'" in line for line in marked)
+
+
+# What Colab had installed on 2026-08-19 (torch with a local build suffix, as there).
+COLAB = {
+    "torch": "2.11.0+cu128", "transformers": "5.15.0", "peft": "0.20.0", "accelerate": "1.14.0", "gymnasium": "1.3.0",
+    "numpy": "2.1.3", "matplotlib": "3.10.0", "ipywidgets": "7.7.1", "safetensors": "0.8.0", "tqdm": "4.67.3",
+    "packaging": "26.0", "psutil": "5.9.5", "torchao": "0.10.0",
+}  # fmt: skip
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A pretended Colab; what pip would have been asked for is collected."""
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    monkeypatch.setattr(versions, "installed_version", lambda name: COLAB.get(name))
+    monkeypatch.setattr(versions, "_pip", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_set_up_on_colab_installs_only_bitsandbytes_and_removes_the_old_torchao(colab):
+    versions.set_up()
+    uninstall, install = colab
+    assert uninstall == ("uninstall", "--yes", "torchao")
+    assert install[:2] == ("install", "--constraint")
+    assert [Requirement(line).name for line in install[3:]] == ["bitsandbytes"]
+    with open(install[2]) as pins:
+        assert pins.read() == "torch==2.11.0+cu128\nnumpy==2.1.3\n"
+
+
+def test_set_up_on_colab_never_exchanges_torch(colab, monkeypatch):
+    monkeypatch.setitem(COLAB, "torch", "2.9.0+cu126")
+    with pytest.raises(RuntimeError, match=r"torch.*found: 2.9.0\+cu126.*must not be exchanged"):
+        versions.set_up()
+    assert colab == []
+
+
+def test_set_up_on_colab_is_quiet_when_everything_is_there(colab, monkeypatch):
+    monkeypatch.setitem(COLAB, "bitsandbytes", "0.50.2")
+    monkeypatch.setitem(COLAB, "torchao", "0.17.0")
+    versions.set_up()
+    assert colab == []
+
+
+def test_set_up_elsewhere_installs_nothing_and_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(versions, "_pip", lambda *arguments: pytest.fail("set_up must not install outside Colab"))
+    versions.set_up()
+    assert (versions.ROOT / "requirements.txt").samefile("requirements.txt")  # the current directory is the repository
+    monkeypatch.setattr(versions, "installed_version", lambda name: None if name == "gymnasium" else "99")
+    with pytest.raises(RuntimeError, match=r"gymnasium.*found: none.*pip install -r requirements.txt"):
+        versions.set_up()

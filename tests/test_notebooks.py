@@ -1,0 +1,169 @@
+"""The notebooks: their cards, that the committed files come from the sources, and that every cell runs."""
+
+import re
+
+import nbformat
+import pytest
+
+from icrl_utils.notebooks import (
+    NOTEBOOKS,
+    build,
+    clean,
+    colab_badge,
+    execute,
+    setup_cell,
+    sources,
+    write_notebook,
+)
+from icrl_utils.profiles import PROFILES
+
+SMOKE = PROFILES["smoke"]
+CARD = {  # row of the card -> what must stand in it
+    "Goals": r"\w+",
+    "Prerequisites": r"\w+",
+    "Reading": r"\d+ minutes",
+    "Run time": r"\d.*(s|min)\b",
+    "Peak memory": r"[\d.]+ [GM]B",
+    "Downloads": r"\w+",
+}
+each_source = pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
+
+
+def visible(notebook):
+    """What a reader sees of a notebook before it runs."""
+    return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+
+
+def committed(source):
+    return nbformat.read(NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
+
+
+def outputs(cell):
+    """The printed text of a cell."""
+    return "".join(output.get("text", "") for output in cell.get("outputs", []))
+
+
+def test_there_are_notebooks_00_to_05():
+    assert [path.stem[:2] for path in sources()][:6] == ["00", "01", "02", "03", "04", "05"]
+
+
+@each_source
+def test_card_is_complete(source):
+    cells = build(source).cells
+    first_code = next(index for index, cell in enumerate(cells) if cell.cell_type == "code")
+    top = "\n".join(cell.source for cell in cells[:first_code])
+    assert top.startswith("# ")
+    for row, content in CARD.items():
+        assert re.search(rf"^\| \*\*{row}\*\* \|[^|]*{content}[^|]*\|$", top, flags=re.MULTILINE), row
+
+
+@each_source
+def test_first_code_cell_is_the_set_up_cell(source):
+    first_code = next(cell for cell in build(source).cells if cell.cell_type == "code")
+    assert first_code.source == setup_cell()
+    assert len(setup_cell().splitlines()) == 3
+
+
+@each_source
+def test_committed_notebook_comes_from_its_source(source):
+    assert visible(committed(source)) == visible(build(source)), "renew with: python -m icrl_utils course --write"
+
+
+@each_source
+def test_committed_notebook_is_executed_in_order_and_clean(source):
+    notebook = committed(source)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert (NOTEBOOKS / f"{source.stem}.ipynb").stat().st_size < 1.5e6
+
+
+@each_source
+def test_exercises_have_stub_check_and_solution(source):
+    import jupytext
+
+    tags = [tag for cell in jupytext.read(source).cells for tag in cell.metadata.get("tags", [])]
+    exercises = [tag for tag in tags if tag in ("exercise", "check", "solution")]
+    assert exercises and exercises == ["exercise", "check", "solution"] * (len(exercises) // 3)
+
+
+@each_source
+def test_every_cell_runs(source, tmp_path):
+    notebook = build(source)
+    execute(notebook, SMOKE, source.stem, progress=False)
+
+
+TRIVIAL = """\
+# %% [markdown]
+# # 99 · Trivial
+
+# %%
+import os
+
+from tqdm import tqdm
+
+for _ in tqdm(range(3)):
+    pass
+print(os.environ["ICRL_PROFILE"], os.path.abspath("requirements.txt"), os.path.exists("requirements.txt"))
+
+# %% tags=["exercise"]
+def double(x):
+    raise NotImplementedError
+
+# %% tags=["check"]
+try:
+    print("right" if double(2) == 4 else "wrong")
+except NotImplementedError:
+    print("open")
+
+# %% tags=["solution"]
+def double(x):
+    return 2 * x
+
+# %%
+import ipywidgets
+
+ipywidgets.IntSlider()
+"""
+
+
+@pytest.fixture
+def trivial(tmp_path):
+    path = tmp_path / "99_trivial.py"
+    path.write_text(TRIVIAL, encoding="utf-8")
+    return path
+
+
+def test_build_gives_the_same_bytes_every_time(trivial):
+    assert nbformat.writes(build(trivial)) == nbformat.writes(build(trivial))
+
+
+def test_solutions_are_folded_or_take_the_place_of_the_stub(trivial):
+    student, solved = build(trivial), build(trivial, solved=True)
+    (folded,) = (cell for cell in student.cells if "solution" in cell.metadata.get("tags", []))
+    assert folded.cell_type == "markdown"
+    assert folded.source.startswith("<details>") and "return 2 * x" in folded.source
+    (stub,) = (cell for cell in solved.cells if "exercise" in cell.metadata.get("tags", []))
+    assert "return 2 * x" in stub.source
+    assert "NotImplementedError" in "".join(cell.source for cell in student.cells)
+    assert not any("solution" in cell.metadata.get("tags", []) for cell in solved.cells)
+
+
+def test_execution_runs_in_the_repository_in_the_profile_and_leaves_no_trace_of_the_machine(trivial, tmp_path):
+    notebook = build(trivial)
+    peak = execute(notebook, SMOKE, "99", progress=False)
+    write_notebook(clean(notebook), tmp_path / "99.ipynb")
+    text = (tmp_path / "99.ipynb").read_text(encoding="utf-8")
+    assert 0.02 < peak < 4  # a Python process, in GB
+    assert "smoke ./requirements.txt True" in text
+    assert str(NOTEBOOKS.parent) not in text and "timestamp" not in text and "widget-view" not in text
+    assert "100%" in text and "  0%" not in text  # of a progress bar the last state is kept
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_badge_is_hidden_until_the_repository_has_an_address(monkeypatch):
+    assert colab_badge("00_start_here") == ""
+    monkeypatch.setattr("icrl_utils.notebooks.REPOSITORY_URL", "https://github.com/someone/course")
+    assert "/github/someone/course/blob/v" in colab_badge("00_start_here")
+    assert "https://github.com/someone/course course" in setup_cell()

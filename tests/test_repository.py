@@ -1,0 +1,102 @@
+"""Promises about the repository itself: commands that exist, versions that fit, files that are clean and small."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+import icrl_utils
+from icrl_utils import notebooks
+from icrl_utils.__main__ import build_parser
+from icrl_utils.profiles import ROOT
+from icrl_utils.versions import requirements
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_OURS = {".git", ".venv", "build"}
+
+
+def our_files():
+    """Tracked files, or in a copy without git everything that is not made by a command."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [path for path in ROOT.rglob("*") if not NOT_OURS & set(path.relative_to(ROOT).parts)]
+    return [path for path in paths if path.is_file()]
+
+
+def our_texts():
+    for path in our_files():
+        if path.suffix not in (".png", ".safetensors"):
+            yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_make_commands_in_the_readme_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake (\w+)`?$|`make (\w+)", README, flags=re.MULTILINE))
+    named = {name for pair in named for name in pair if name}
+    assert {"course", "lab", "test"} <= named <= targets
+
+
+def test_icrl_commands_in_the_readme_exist():
+    """Every line that the README shows is parsed by the real parser."""
+    lines = re.findall(r"^(?:python|accelerate launch.*?) -m icrl_utils ([^#`\n]*)", README, flags=re.MULTILINE)
+    lines += re.findall(r"`python -m icrl_utils ([^`|]*)`", README)
+    assert len(lines) >= 3
+    for line in lines:
+        build_parser(line.split()[0]).parse_args(line.split())
+
+
+def test_files_named_in_the_readme_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_no_machine_paths_and_no_package_hosts_in_tracked_files():
+    paths = r"(?<![\w.])/(?:home|root|tmp|work|Users|opt)/\w"
+    hosts = r"pypi[.]org|python[h]osted|-[-](extra-)?index-url|-[-]find-links|file[:]//"  # does not match itself
+    for name, text in our_texts():
+        found = re.search(f"{paths}|{hosts}", text)
+        assert not found, f"{name}: {found.group()}"
+
+
+def test_assets_are_small():
+    assert sum(path.stat().st_size for path in (ROOT / "assets").rglob("*") if path.is_file()) < 15e6
+
+
+def test_every_requirement_has_both_bounds():
+    for requirement in requirements():
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert operators == {">=", "<"}, requirement
+    assert "torch<2.14,>=2.11" in map(str, requirements())
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_the_lock_is_exact_and_within_the_ranges(file):
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    lock = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    for line in (ROOT / file).read_text().splitlines():
+        if line and line[0] not in "#-":
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(lock[requirement.name]), f"{line}: locked {lock[requirement.name]}"
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == icrl_utils.__version__ == notebooks.RELEASE.removeprefix("v")
+
+
+def test_public_names_load_and_stay_what_they_are():
+    """The package's rollout is the function, also after the module of that name was imported."""
+    code = "import icrl_utils.rollout; from icrl_utils import *; print(callable(rollout), callable(load_agent))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_ruff_is_content_notebooks_included():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

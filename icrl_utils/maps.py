@@ -324,7 +324,7 @@ class LakeTables:
     def optimal(self) -> np.ndarray:
         """bool [n, tiles, 4]: the action brings the agent one move nearer to the nearest goal."""
         after = np.take_along_axis(self.distances[:, :, None], self.next_tile.astype(np.int64), axis=1)
-        return (after >= 0) & (after == self.distances[:, :, None] - 1)
+        return after == self.distances[:, :, None] - 1
 
     def take(self, rows: np.ndarray) -> LakeTables:
         """The tables of some of the maps, in the order of ``rows`` (padding keeps its width)."""

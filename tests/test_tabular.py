@@ -40,7 +40,7 @@ def test_maps_are_apart_and_masked_ones_stay():
     q.update(
         tile=np.array([0, 1, 0]),
         action=np.array([3, 2, 1]),
-        reward=np.array([1.0, 0.0, 1.0]),
+        reward=np.array([1.0, 0.0, 0.0]),
         next_tile=np.array([1, 0, 1]),
         terminated=np.array([True, False, True]),
         mask=np.array([True, True, False]),

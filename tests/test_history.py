@@ -133,6 +133,7 @@ def test_bulk_and_stepwise_encoding_equal_the_tokens_of_the_text(form, episodes)
 
     ids, offsets = form.encode_episodes(tiles, actions, steps, outcomes)
     np.testing.assert_array_equal(ids, whole)
+    assert offsets[0] == 0 and offsets[-1] == len(ids)
     for e, episode in enumerate(episodes):
         np.testing.assert_array_equal(ids[offsets[e] : offsets[e + 1]], form.encode_episode(episode))
 
@@ -253,10 +254,21 @@ def test_decisions_of_very_short_rows(form, length):
 
 
 @FORMATS
-def test_the_width_of_decisions_depends_on_the_row_length_alone(form):
-    play = random_play(1, 6, 12, False)
-    ids = form.tokenize(form.render(play))[:60]
-    assert form.decisions(ids[None]).valid.shape == (1, form.decisions(np.full((1, 60), -1)).valid.shape[1])
+def test_padding_on_the_left_decides_nothing(form):
+    ids = form.tokenize(form.render(GOLDEN))
+    begins_with_action = ids[int(np.argmax(np.isin(ids, form.action_ids))) :]
+    padded = np.concatenate([np.full(7, -1), begins_with_action])
+    expected = [(row[0] + 7, *row[1:]) for row in listed(form.decisions(begins_with_action[None]))]
+    assert listed(form.decisions(padded[None])) == expected
+    assert len(expected) == 2
+
+
+@pytest.mark.parametrize(("form", "width"), [(COMPACT, 30), (PAPER, 6)], ids=["compact", "paper"])
+def test_the_width_of_decisions_depends_on_the_row_length_alone(form, width):
+    loop = form.encode_episode(Episode([0] * 101, [0] * 100, "limit"))
+    densest = loop[int(form.decisions(loop[None]).position[0, 0]) :][:60]
+    assert form.decisions(densest[None]).valid.sum() == width
+    assert form.decisions(np.full((2, 60), -1)).valid.shape == (2, width)
 
 
 # --- context ---

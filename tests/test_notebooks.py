@@ -2,6 +2,7 @@
 
 import re
 
+import jupytext
 import nbformat
 import pytest
 
@@ -38,9 +39,9 @@ def committed(source):
     return nbformat.read(NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
 
 
-def outputs(cell):
-    """The printed text of a cell."""
-    return "".join(output.get("text", "") for output in cell.get("outputs", []))
+def printed(cell):
+    """The lines that a cell printed."""
+    return "".join(output.get("text", "") for output in cell.outputs).splitlines()
 
 
 def test_there_are_notebooks_00_to_05():
@@ -81,17 +82,19 @@ def test_committed_notebook_is_executed_in_order_and_clean(source):
 
 @each_source
 def test_exercises_have_stub_check_and_solution(source):
-    import jupytext
-
     tags = [tag for cell in jupytext.read(source).cells for tag in cell.metadata.get("tags", [])]
     exercises = [tag for tag in tags if tag in ("exercise", "check", "solution")]
     assert exercises and exercises == ["exercise", "check", "solution"] * (len(exercises) // 3)
 
 
 @each_source
-def test_every_cell_runs(source, tmp_path):
-    notebook = build(source)
+@pytest.mark.parametrize("solved, verdict", [(False, "Open:"), (True, "Passed:")], ids=["student", "solved"])
+def test_every_cell_runs_and_the_checks_know_stub_from_solution(source, solved, verdict):
+    notebook = build(source, solved)
     execute(notebook, SMOKE, source.stem, progress=False)
+    for cell in notebook.cells:
+        if "check" in cell.metadata.get("tags", []):
+            assert printed(cell) and all(line.startswith(verdict) for line in printed(cell)), (cell.source, printed(cell))
 
 
 TRIVIAL = """\

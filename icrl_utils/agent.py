@@ -39,7 +39,9 @@ class GrowingLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self.first = self.end = 0  # the live columns of the buffers
+        if torch.is_autocast_enabled(self.device.type):
+            # Rotary embedding leaves keys in float32: without this every step would convert the whole cache.
+            self.dtype = torch.get_autocast_dtype(self.device.type)
         self._allocate(key_states[:, :, :0], value_states[:, :, :0], capacity=64)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -68,10 +70,11 @@ class GrowingLayer(DynamicLayer):
         live = keys.shape[-2]
         self.buffers = []
         for states in (keys, values):
-            buffer = states.new_empty(*states.shape[:2], capacity, states.shape[-1])
+            shape = (*states.shape[:2], capacity, states.shape[-1])
+            buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
             buffer[:, :, :live] = states
             self.buffers.append(buffer)
-        self.first, self.end = 0, live
+        self.first, self.end = 0, live  # the live columns of the buffers
         self._set_views()
 
     def _set_views(self) -> None:
@@ -92,6 +95,7 @@ class Agent:
         max_tokens: a longer history loses whole oldest episodes, which is said once. Tokens that stay have seen the
             dropped ones: their keys and values are not recomputed.
         autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
+        training_seed: in records; the seed of the training run that made the weights, None for a live one.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Agent:
         name: str | None = None,
         max_tokens: int = CONTEXT,
         autocast: torch.dtype | None = None,
+        training_seed: int | None = None,
     ):
         if model.config._attn_implementation != "sdpa":
             raise ValueError(
@@ -111,7 +116,7 @@ class Agent:
             )
         self.model, self.format, self.readout, self.memory = model, format, readout, memory
         self.name = name or ("agent" if memory else "memory-less")
-        self.max_tokens, self.autocast = max_tokens, autocast
+        self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
         self._warned = False
 
@@ -282,7 +287,8 @@ def load_agent(
         )
     model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
     tokenizer = AutoTokenizer.from_pretrained(base_folder) if run["history"] == "paper" else None
-    return Agent(model, HistoryFormat(run["history"], tokenizer), QReadout(**run["readout"]), memory, **options)
+    history, readout = HistoryFormat(run["history"], tokenizer), QReadout(**run["readout"])
+    return Agent(model, history, readout, memory, training_seed=run["config"]["seed"], **options)
 
 
 def _in_repository(path: str | Path) -> Path:

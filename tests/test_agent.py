@@ -14,6 +14,7 @@ from icrl_utils.models import PROJECTIONS, file_sha256, new_tiny_llama
 from icrl_utils.policy import Step
 from icrl_utils.qvalues import QReadout
 from icrl_utils.rollout import rollout
+from icrl_utils.tokenizers import make_paper_tokenizer
 
 COMPACT = HistoryFormat("compact")
 MAPS = MapDistribution(3, 4).sample(6, 0)
@@ -23,9 +24,9 @@ def tiny_model(seed=0):
     return new_tiny_llama(COMPACT.vocab_size, COMPACT.action_ids, hidden=32, layers=2, heads=2, seed=seed).eval()
 
 
-def sharp_model():
+def sharp_model(history=COMPACT):
     """Larger weights than at birth: what the agent does depends on its history."""
-    model = tiny_model()
+    model = new_tiny_llama(history.vocab_size, history.action_ids, hidden=32, layers=2, heads=2).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "proj" in name or "embed" in name:
@@ -59,10 +60,13 @@ def uncached_z(model, episodes, history=COMPACT):
 
 
 @pytest.mark.parametrize("memory", [True, False])
-def test_cached_play_equals_the_uncached_forward(memory):
-    """At every decision of every map, also after finished maps were compacted away and forgotten columns dropped."""
-    model = sharp_model()
-    agent = Spy(model, COMPACT, QReadout(), memory=memory)
+@pytest.mark.parametrize("name", ["compact", "paper"])
+def test_cached_play_equals_the_uncached_forward(name, memory):
+    """At every decision of every map, also after finished maps were compacted away and forgotten columns dropped; in
+    the paper format with rows of different lengths."""
+    history = COMPACT if name == "compact" else HistoryFormat("paper", make_paper_tokenizer())
+    model = sharp_model(history)
+    agent = Spy(model, history, QReadout(), memory=memory)
     records = rollout(agent, MAPS, [0, 0.5, 0.5, 1, 1, 1], step_limit=20)
     assert len({int(records.steps[i].sum()) for i in range(len(MAPS))}) > 1  # so maps were dropped at different times
     for i in range(len(MAPS)):
@@ -71,7 +75,7 @@ def test_cached_play_equals_the_uncached_forward(memory):
             for t in range(episode.steps):
                 running = Episode(episode.tiles[: t + 1], episode.actions[:t])
                 context = [*episodes[:e], running] if memory else [running]
-                np.testing.assert_allclose(agent.seen[i][e][t], uncached_z(model, context), atol=2e-4)
+                np.testing.assert_allclose(agent.seen[i][e][t], uncached_z(model, context, history), atol=2e-4)
 
 
 def test_memory_less_forgets_and_memory_does_not():
@@ -195,16 +199,17 @@ def test_a_live_model_is_used_as_it_is_and_left_as_it_was():
     model.train()
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     agent = Agent(model, COMPACT, QReadout())
-    q = agent.q_values("0 right 1")
-    np.testing.assert_array_equal(q, agent.q_values("0 right 1"))  # no dropout
-    assert model.training and all(module.training for module in model.modules())
-    assert trainable == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert all(parameter.grad is None for parameter in model.parameters())
+    before_training = agent.q_values("0 right 1")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    assert np.abs(agent.q_values("0 right 1") - q).max() > 1e-4  # it follows the training
+    q = agent.q_values("0 right 1")
+    assert np.abs(q - before_training).max() > 1e-4
+    np.testing.assert_array_equal(q, agent.q_values("0 right 1"))  # no dropout
+    assert model.training and all(module.training for module in model.modules())
+    assert trainable == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_batch_maps_follows_the_memory_budget():
@@ -252,6 +257,7 @@ def shipped(tmp_path):
         "sha256": file_sha256(folder / "adapter_model.safetensors"),
         "readout": {"link": "sigmoid", "scale": 0.5, "offset": 2.0},
         "history": "compact",
+        "config": {"seed": 5},
         "base": str(base),
         "base_sha256": file_sha256(base / "model.safetensors"),
     }
@@ -273,7 +279,7 @@ def test_load_agent_plays_as_the_unmerged_adapter(shipped):
 
 def test_load_agent_memory_less(shipped):
     agent = load_agent(shipped[0], memory=False)
-    assert agent.name == "memory-less"
+    assert (agent.name, agent.training_seed) == ("memory-less", 5)
     np.testing.assert_allclose(agent.q_values("0 right hole reset 3"), agent.q_values("3"), atol=1e-6)
 
 

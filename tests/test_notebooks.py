@@ -94,7 +94,8 @@ def test_every_cell_runs_and_the_checks_know_stub_from_solution(source, solved, 
     execute(notebook, SMOKE, source.stem, progress=False)
     for cell in notebook.cells:
         if "check" in cell.metadata.get("tags", []):
-            assert printed(cell) and all(line.startswith(verdict) for line in printed(cell)), (cell.source, printed(cell))
+            lines = printed(cell)
+            assert lines and all(line.startswith(verdict) for line in lines), (cell.source, lines)
 
 
 TRIVIAL = """\

@@ -1,0 +1,278 @@
+"""Plots are functions of their data: what is drawn is read back from the figure and compared with what went in."""
+
+import io
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Annotation
+
+from icrl_utils import plots
+from icrl_utils.baselines import RandomPolicy, TabularPolicy
+from icrl_utils.history import Episode, HistoryFormat
+from icrl_utils.lake import LakeMap
+from icrl_utils.rollout import rollout
+from icrl_utils.tokenizers import make_paper_tokenizer
+
+matplotlib.use("agg")
+LAKE = LakeMap(("FFFG", "FFFH", "SFHF", "FHFF"))
+DEATH = Episode((8, 9, 13), (2, 1), "hole")
+WIN = Episode((8, 4, 5, 6, 2, 3), (3, 2, 2, 3, 2), "goal")
+
+
+@pytest.fixture(scope="module")
+def records():
+    maps = [LAKE] * 6
+    return [rollout(RandomPolicy(), maps, seed=1), rollout(TabularPolicy(), maps, seed=1)]
+
+
+def texts(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def draws(figure) -> bytes:
+    """The picture itself: every artist is really drawn."""
+    figure.savefig(buffer := io.BytesIO(), format="rgba")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------- learning curves
+
+
+def test_learning_curves_show_the_means_and_the_schedule(records):
+    figure = plots.plot_learning_curves(records, resamples=50)
+    ax, strip = figure.axes
+    for line, record in zip(ax.lines, records, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), record.success.mean(axis=0))
+        assert line.get_label() == record.policy
+        assert to_hex(line.get_color()).upper() == plots.POLICY_COLORS[record.policy].upper()
+    assert [patch.get_x() for patch in ax.patches] == [-0.5] and ax.patches[0].get_width() == 20
+    assert texts(strip) == ["0", ".1", ".2", ".3", ".4", ".5", ".6", ".7", ".8", ".9", "1"]
+    assert {"random", "tabular Q"} <= {text.get_text() for text in ax.texts if isinstance(text, Annotation)}
+    assert draws(figure)
+
+
+def test_learning_curves_take_records_names_and_arrays_alike(records):
+    one = plots.plot_learning_curves(records, resamples=20)
+    named = plots.plot_learning_curves({record.policy: record for record in records}, resamples=20)
+    arrays = {record.policy: record.success for record in records}
+    plain = plots.plot_learning_curves(arrays, schedule="paper", resamples=20)
+    assert draws(one) == draws(named) == draws(plain)
+    assert plots.success_by_policy(records[0]).keys() == {"random"}
+
+
+def test_greedy_curves_have_no_shade_and_no_strip(records):
+    figure = plots.plot_learning_curves({"agent": records[0].success}, resamples=0)
+    assert len(figure.axes) == 1 and not figure.axes[0].patches
+
+
+def test_a_warm_up_in_the_middle_is_shaded_where_it_is():
+    epsilon = [1, 1, 0, 0, 0.5, 1, 1, 0, 1]
+    figure = plots.plot_learning_curves({"agent": np.ones((3, 9))}, schedule=epsilon, resamples=0)
+    shades = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in figure.axes[0].patches]
+    assert shades == [(1.5, 4.5), (6.5, 7.5)]
+
+
+def test_bootstrap_band_holds_the_mean_and_has_the_width_of_theory():
+    success = (np.random.default_rng(0).random((400, 3)) < [0.2, 0.5, 1.0]).astype(float)
+    low, high = plots.bootstrap_band(success, 4_000, np.random.default_rng(1))
+    mean = success.mean(axis=0)
+    standard_error = np.sqrt(mean * (1 - mean) / 400)
+    assert ((low <= mean) & (mean <= high)).all()
+    np.testing.assert_allclose(high - low, 2 * 1.96 * standard_error, rtol=0.1, atol=1e-12)
+
+
+def test_bootstrap_band_draws_whole_lakes():
+    """Lakes, not episodes, are independent: the band of the mean must not shrink because a lake has more episodes."""
+    success = np.repeat([[0.0], [1.0]], 50, axis=0) @ np.ones((1, 30))
+    low, high = plots.bootstrap_band(success, 2_000, np.random.default_rng(0))
+    assert (high - low > 0.15).all() and np.ptp(low) == np.ptp(high) == 0
+
+
+def test_trailing_mean_by_hand():
+    success = np.array([[1.0, 0.0, 1.0, 1.0]])
+    np.testing.assert_allclose(plots.trailing_mean(success, 2), [[1, 0.5, 0.5, 1]])
+    np.testing.assert_allclose(plots.trailing_mean(success, 1), success)
+    with pytest.raises(ValueError, match="smooth=0"):
+        plots.trailing_mean(success, 0)
+
+
+@pytest.mark.parametrize(
+    "curves, message",
+    [
+        ({}, "curves is empty"),
+        ({"agent": np.ones(30)}, r"curves\['agent'\] has shape \(30,\)"),
+        ({"agent": np.full((2, 3), 1.5)}, "within 0..1"),
+        ({"agent": np.ones((2, 3)), "random": np.ones((2, 4))}, r"\[3, 4\] episodes"),
+    ],
+)
+def test_learning_curves_reject(curves, message):
+    with pytest.raises(ValueError, match=message):
+        plots.plot_learning_curves(curves)
+
+
+def test_labels_at_the_end_of_equal_curves_do_not_cover_each_other():
+    curves = {name: np.ones((3, 10)) for name in ("agent", "R-max", "optimistic tabular Q", "oracle")}
+    figure = plots.plot_learning_curves(curves, resamples=0)
+    heights = sorted(text.xyann[1] for text in figure.axes[0].texts if isinstance(text, Annotation))
+    assert min(np.diff(heights)) > 0.055
+
+
+def test_the_same_policy_has_the_same_colour_in_any_company(records):
+    alone = plots.plot_learning_curves(records[1], resamples=0).axes[0].lines[0]
+    beside = plots.plot_learning_curves(records, resamples=0).axes[0].lines[1]
+    assert alone.get_color() == beside.get_color()
+    assert len(set(plots.POLICY_COLORS.values())) == len(plots.POLICY_COLORS)
+
+
+# ------------------------------------------------------------------------------------------------------------ lakes
+
+
+def test_lake_shows_every_tile_number_and_the_fog_hides():
+    assert [t for t in texts(plots.plot_lake(LAKE).axes[0]) if t != "S"] == [str(tile) for tile in range(16)]
+    shown = texts(plots.plot_lake(LAKE, known={8, 9, 13}).axes[0])
+    assert sorted(shown) == sorted(["S", "8", "9", "13"] + ["?"] * 13)
+
+
+def test_q_triangles_show_the_values_and_frame_the_best():
+    q = LAKE.optimal_values()
+    ax = plots.plot_lake(LAKE, q=q).axes[0]
+    shown = [text for text in texts(ax) if "." in text]
+    ordinary = [tile for tile in range(16) if tile not in (*LAKE.goals, *LAKE.holes)]
+    assert shown == [f"{value:.2f}".replace("0.", ".", 1) for tile in ordinary for value in q[tile]]
+    frames = [patch for patch in ax.patches if not patch.get_fill()]
+    n_best = sum(int((q[tile] > q[tile].max() - 1e-9).sum()) for tile in ordinary if np.ptp(q[tile]) > 0)
+    assert len(frames) == n_best
+
+
+@pytest.mark.parametrize("action, towards", [(0, (-1, 0)), (1, (0, 1)), (2, (1, 0)), (3, (0, -1))])
+def test_q_triangle_of_an_action_lies_on_its_side(action, towards):
+    """left is on the left: x grows to the right, y grows downwards, as tile numbers do."""
+    q = np.full((16, 4), np.nan)
+    q[0] = 0.0
+    q[0, action] = 1.0
+    ax = plots.plot_lake(LAKE, q=q).axes[0]
+    (best,) = [text for text in ax.texts if text.get_text() == "1.00"]
+    from_centre = np.array(best.get_position()) - 0.5
+    np.testing.assert_allclose(from_centre / np.abs(from_centre).max(), towards, atol=1e-9)
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_q_of_another_map_is_refused():
+    with pytest.raises(ValueError, match=r"q has shape \(9, 4\): give \[16, 4\]"):
+        plots.plot_lake(LAKE, q=np.zeros((9, 4)))
+
+
+def test_path_has_an_arrow_for_each_move_and_ends_where_the_episode_did():
+    ax = plots.plot_lake(LAKE, episode=WIN).axes[0]
+    arrows = [text for text in ax.texts if isinstance(text, Annotation)]
+    assert len(arrows) == WIN.steps
+    first, last = ax.lines[-2], ax.lines[-1]
+    assert (first.get_xdata()[0], first.get_ydata()[0]) == (0.5, 2.5)  # tile 8
+    assert (last.get_xdata()[0], last.get_ydata()[0]) == (3.5, 0.5) and last.get_marker() == "*"  # tile 3
+    assert draws(plots.plot_lake(LAKE, episode=Episode((8, 8), (0,), "limit")))
+
+
+def test_path_of_an_episode_parsed_from_text_finds_its_last_tile():
+    (parsed,) = HistoryFormat("compact").parse("8 right 9 down hole reset")
+    assert parsed.tiles[-1] is None
+    assert draws(plots.plot_lake(LAKE, episode=parsed)) == draws(plots.plot_lake(LAKE, episode=DEATH))
+
+
+def test_trajectories_have_a_panel_each_with_title_length_and_end():
+    figure = plots.plot_trajectories(LAKE, {"early": DEATH, "late": WIN}, known={"early": {8}, "late": range(16)})
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["early\n2 moves: hole", "late\n5 moves: goal"]
+    assert texts(figure.axes[0]).count("?") == 15 and texts(figure.axes[1]).count("?") == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- history
+
+
+def markers(ax):
+    return [line for line in ax.lines if line.get_marker() == "v"]
+
+
+def test_token_strip_shows_words_ids_and_decisions():
+    text = "8 right 9 down hole reset 8"
+    ax = plots.plot_history_tokens(text).axes[0]
+    assert texts(ax)[:14:2] == text.split()
+    assert texts(ax)[1:14:2] == ["8", "66", "9", "65", "69", "71", "8"]
+    found = markers(ax)
+    assert len(found) == 4  # 8, 9, the open end, and the one in the legend
+    assert [line.get_markerfacecolor() == "white" for line in found] == [False, False, True, False]
+    ended = plots.plot_history_tokens(text.removesuffix(" 8")).axes[0]
+    assert len(markers(ended)) == 3  # no open end
+
+
+def test_token_strip_takes_ids_and_slices():
+    history = HistoryFormat("compact")
+    text = "right 9 down hole reset 8 up"
+    assert draws(plots.plot_history_tokens(history.tokenize(text))) == draws(plots.plot_history_tokens(text))
+
+
+def test_token_strip_wraps_long_histories():
+    short = plots.plot_history_tokens("8 right 9 down hole reset").get_figheight()
+    assert plots.plot_history_tokens("8 right 9 down hole reset " * 10).get_figheight() > 2 * short
+
+
+def test_token_strip_of_the_paper_format():
+    tokenizer = make_paper_tokenizer()
+    history = HistoryFormat("paper", tokenizer)
+    text = history.render([DEATH])
+    with pytest.raises(ValueError, match="tokenizer=None"):
+        plots.plot_history_tokens(text, history)
+    ax = plots.plot_history_tokens(text, history, tokenizer, ids=False).axes[0]
+    n = len(history.tokenize(text))
+    assert "".join(texts(ax)[:n]) == text
+    assert len(markers(ax)) == 2 + 1
+
+
+# ----------------------------------------------------------------------------------------------------- values, logs
+
+
+def test_q_bars_show_values_and_the_greedy_action():
+    figure = plots.plot_q_bars({"before": [0.1, 0.4, 0.2, 0.3], "after": [0.4, 0.0, 0.2, 0.3]}, exact=np.zeros(4))
+    for ax, best in zip(figure.axes, (1, 0), strict=True):
+        colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
+        assert colours.count(colours[best]) == 1
+        assert ax.patches[best].get_height() == 0.4
+    with pytest.raises(ValueError, match=r"q\[''\] has shape \(3,\)"):
+        plots.plot_q_bars(np.zeros(3))
+
+
+def test_calibration_draws_medians_beside_the_exact_value():
+    rows = [dict(kind="goal in 1", q=q, exact=1.0) for q in (0.8, 0.9, 1.0)]
+    rows += [dict(kind="unseen", q=str(q), exact="") for q in (0.1, 0.3, 0.2)]  # as from a CSV
+    figure = plots.plot_calibration(rows)
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["goal in 1  (n = 3)", "unseen  (n = 3)"]
+    medians = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
+    assert medians == [(0.9, 0.0), (0.2, 1.0)]
+    both = [dict(row, policy=name) for name in ("base", "agent") for row in rows]
+    ax = plots.plot_calibration(both).axes[0]
+    assert len([line for line in ax.lines if line.get_marker() == "o"]) == 4
+    with pytest.raises(ValueError, match="rows is empty"):
+        plots.plot_calibration([])
+
+
+def test_training_log_leaves_out_what_was_not_measured():
+    rows = [dict(tokens="1000000", loss="0.5", td_error="0.04", success_last=""),
+            dict(tokens="2000000", loss="0.25", td_error="0.02", success_last="0.6")]  # fmt: skip
+    figure = plots.plot_training_log(rows)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        "TD error (mean square)", "loss", "success on development lakes",
+    ]  # fmt: skip
+    loss, success = figure.axes[1].lines[0], figure.axes[2].lines[0]
+    np.testing.assert_allclose(loss.get_xydata(), [[1, 0.5], [2, 0.25]])
+    np.testing.assert_allclose(success.get_xydata(), [[2, 0.6]])
+    assert len(plots.plot_training_log({"live": rows[:1], "shipped": rows}).axes[0].lines) == 2
+    with pytest.raises(ValueError, match="logs is empty"):
+        plots.plot_training_log([])
+
+
+def test_figures_are_closed_so_that_a_cell_shows_them_once():
+    plt.close("all")
+    plots.plot_lake(LAKE), plots.plot_q_bars(np.arange(4.0)), plots.plot_history_tokens("8")
+    assert plt.get_fignums() == []

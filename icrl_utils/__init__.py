@@ -4,10 +4,14 @@ The names below load on first use, so that ``python -m icrl_utils --help`` does 
 """
 
 import importlib
+import logging
 import sys
 import types
 
 __version__ = "0.1.0"
+
+# On import bitsandbytes advises to install `kernels`, which would load code from a hub: not wanted, and not needed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {
     "FrozenLakeVectorEnv": "lake",

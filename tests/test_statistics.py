@@ -1,0 +1,126 @@
+"""Every metric on cases small enough to count by hand; intervals against what is known of them."""
+
+import numpy as np
+import pytest
+
+from icrl_utils.statistics import (
+    episodes_to_first_success,
+    interval,
+    regret,
+    repeat_deaths,
+    retention,
+    shortest_path_rate,
+)
+
+SUCCESS = np.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+
+
+def test_success_by_episode():
+    np.testing.assert_allclose(interval(SUCCESS).estimate, [1 / 3, 2 / 3, 2 / 3, 1 / 3, 2 / 3])
+
+
+def test_regret():
+    oracle = np.ones((3, 5))
+    oracle[1, :2] = 0  # forced random moves can kill an oracle as well
+    np.testing.assert_array_equal(regret(SUCCESS, oracle), [[1, 1, 1, 2, 2], [0, 0, 1, 2, 3], [0, 0, 0, 0, 0]])
+
+
+def test_episodes_to_first_success():
+    np.testing.assert_array_equal(episodes_to_first_success(SUCCESS), [2, 6, 1])
+
+
+def test_retention():
+    kept, chances = retention(SUCCESS)
+    np.testing.assert_array_equal(kept, [1, 0, 4])
+    np.testing.assert_array_equal(chances, [2, 0, 4])  # the last success of a map has no episode after it
+    assert interval(kept, chances).estimate == pytest.approx(5 / 6)
+
+
+def test_shortest_path_rate():
+    steps, optimal = np.array([[4, 6, 4]]), np.array([[4, 4, 4]])
+    shortest, reached = shortest_path_rate(np.array([[True, True, False]]), steps, optimal)
+    assert (shortest[0], reached[0]) == (1, 2)
+
+
+def deaths(*episodes):
+    """Rows of (tiles, actions, died) for one map, padded with -1 as in Records."""
+    longest = max(len(actions) for _, actions, _ in episodes)
+    tiles = np.full((1, len(episodes), longest + 1), -1)
+    actions = np.full((1, len(episodes), longest), -1)
+    for e, (visited, taken, _) in enumerate(episodes):
+        tiles[0, e, : len(visited)], actions[0, e, : len(taken)] = visited, taken
+    steps = np.array([[len(taken) for _, taken, _ in episodes]])
+    return repeat_deaths(tiles, actions, steps, np.array([[died for *_, died in episodes]]))[0].tolist()
+
+
+def test_repeat_deaths():
+    dies = ([0, 1, 5], [2, 1], True)  # down from 1 into the hole 5
+    same_edge_later = ([1, 5], [1], True)
+    same_hole_other_edge = ([4, 5], [2], True)
+    same_tile_other_action = ([1, 2], [2], True)
+    limit_on_the_same_edge = ([0, 1, 5], [2, 1], False)
+    assert deaths(dies, same_edge_later) == [False, True]
+    assert deaths(dies, same_hole_other_edge, same_tile_other_action) == [False] * 3
+    assert deaths(limit_on_the_same_edge, dies, limit_on_the_same_edge, dies) == [False, False, False, True]
+    assert deaths(dies, dies, dies) == [False, True, True]
+
+
+def test_deaths_of_other_maps_do_not_count():
+    tiles, actions = np.array([[[0, 1]], [[0, 1]]]), np.array([[[2]], [[2]]])
+    assert not repeat_deaths(tiles, actions, np.ones((2, 1), int), np.ones((2, 1), bool)).any()
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_law():
+    """n = 400 numbers: the bootstrap is close to mean +- 1.96 standard errors."""
+    values = np.random.default_rng(0).random(400)
+    estimate, low, high = interval(values, resamples=20_000)
+    error = values.std() / 20
+    assert estimate == pytest.approx(values.mean())
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.05 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.05 * error)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    success = rng.random((300, 60)) < 0.7  # 300 studies of 60 maps
+    covered = [low <= 0.7 <= high for _, low, high in (interval(study, resamples=500) for study in success)]
+    assert 0.90 <= np.mean(covered) <= 0.98
+
+
+def test_maps_are_the_units_not_episodes():
+    """Episodes that all agree within a map add nothing: the interval stays that of 50 maps."""
+    per_map = np.arange(50) % 2 == 0
+    many_episodes = interval(np.repeat(per_map[:, None], 100, axis=1).mean(1))
+    np.testing.assert_allclose(many_episodes, interval(per_map))
+    assert many_episodes.high - many_episodes.low > 0.2
+
+
+def test_paired_difference_is_sharper_than_two_intervals():
+    rng = np.random.default_rng(2)
+    easy = rng.random(200)
+    better = np.clip(easy + 0.05 + 0.01 * rng.standard_normal(200), 0, 1)
+    difference, apart = interval(better - easy), interval(better)
+    assert difference.low > 0 and difference.high - difference.low < 0.2 * (apart.high - apart.low)
+
+
+def test_ratio_is_of_sums_not_a_mean_of_ratios():
+    assert interval([1.0, 9.0], [1.0, 99.0]).estimate == 0.1
+    ratio = interval([1.0, 9.0, 0.0], [1.0, 99.0, 0.0])
+    assert ratio.estimate == 0.1 and np.isfinite(ratio.low) and np.isfinite(ratio.high)
+
+
+def test_nothing_eligible_is_nan():
+    assert np.isnan(interval([0.0, 0.0], [0.0, 0.0])).all()
+
+
+def test_seeds_repeat_and_matter():
+    values = np.random.default_rng(3).random(30)
+    assert interval(values, seed=1) == interval(values, seed=1)
+    assert interval(values, seed=1).low != interval(values, seed=2).low
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="values has shape"):
+        interval([])
+    with pytest.raises(ValueError, match="level=95"):
+        interval([1.0], level=95)

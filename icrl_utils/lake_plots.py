@@ -123,7 +123,7 @@ def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None)
             ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13)
             continue
         if letter == "H":
-            ax.add_patch(Circle((column + 0.5, row + 0.5), 0.36, color=WATER))
+            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
         elif letter == "G":
             ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19, color=GREEN, zorder=2)
         elif letter == "S":
@@ -249,8 +249,8 @@ def plot_history_tokens(
     for t, (word, (x, line), wide) in enumerate(zip(words, places, box_width, strict=True)):
         y = 0.18 + line * line_height
         ax.add_patch(FancyBboxPatch(
-            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=KINDS[_kind(word)], edgecolor=GREY,
-            linewidth=0.6,
+            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=KINDS[token_kind(word)],
+            edgecolor=GREY, linewidth=0.6,
         ))  # fmt: skip
         ax.text(x + wide / 2, y + 0.135, word, ha="center", va="center", fontsize=9, color=INK)
         if ids:
@@ -258,7 +258,7 @@ def plot_history_tokens(
         if t in reads:
             face = RED if t < len(words) - 1 else "white"
             ax.plot(x + wide / 2, y - 0.1, marker="v", markersize=6, color=RED, markerfacecolor=face)
-    _legend(ax, dict.fromkeys(map(_kind, words)), height - 0.09)
+    _legend(ax, dict.fromkeys(map(token_kind, words)), height - 0.09)
     return figure
 
 
@@ -280,7 +280,7 @@ def _words(ids: np.ndarray, format: HistoryFormat, tokenizer) -> list[str]:
     return [tokenizer.decode([i]).replace("\n", "↵") for i in ids.tolist()]
 
 
-def _kind(word: str) -> str:
+def token_kind(word: str) -> str:
     word = word.strip()
     if word.isdecimal():
         return "tile"

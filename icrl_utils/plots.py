@@ -34,6 +34,7 @@ from icrl_utils.lake_plots import (
     styled,
 )
 from icrl_utils.rollout import Records, epsilon_schedule
+from icrl_utils.statistics import interval
 
 __all__ = [
     "POLICY_COLORS",
@@ -87,7 +88,8 @@ def plot_learning_curves(
     says how often it does.
 
     Args:
-        curves: ``Records``, a list of them, or name -> ``Records`` or success [maps, episodes] (bool or 0..1).
+        curves: ``Records``, a list of them, or name -> ``Records`` or success, bool or 0..1, [maps, episodes] or
+            [training seeds, maps, episodes] (averaged over training seeds).
         schedule: epsilon of the episodes, as in ``rollout``; by default that of the records, ``greedy`` for arrays.
         smooth: each point is the mean of the last ``smooth`` episodes up to it.
         resamples: bootstrap samples of maps for a band; 0 draws none.
@@ -108,8 +110,8 @@ def plot_learning_curves(
         values = trailing_mean(values, smooth)
         mean, color = values.mean(axis=0), color_of(name, i)
         if resamples:
-            low, high = bootstrap_band(values, resamples, np.random.default_rng([seed, i]))
-            ax.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+            band = interval(values, resamples=resamples, seed=seed)
+            ax.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0)
         ax.plot(x, mean, color=color, linewidth=2.4 if name == "agent" else 1.7, label=name, zorder=3)
         ends[name] = (float(mean[-5:].mean()), color)
     _label_ends(ax, ends, n_episodes - 1)
@@ -143,6 +145,7 @@ def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:
     success = {}
     for name, values in curves.items():
         values = np.asarray(getattr(values, "success", values), float)
+        values = values.mean(axis=0) if values.ndim == 3 else values
         if values.ndim != 2 or not values.size or not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"curves[{name!r}] has shape {values.shape}: give success [maps, episodes] within 0..1.")
         success[name] = values
@@ -157,15 +160,6 @@ def trailing_mean(success: np.ndarray, window: int) -> np.ndarray:
     last = np.arange(1, success.shape[1] + 1)
     first = np.maximum(last - window, 0)
     return (total[:, last] - total[:, first]) / (last - first)
-
-
-def bootstrap_band(success: np.ndarray, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap interval of the mean over maps: [maps, episodes] -> low, high [episodes]."""
-    n = len(success)
-    # How often each map is drawn, instead of the drawn maps: one matrix product for all resamples.
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    low, high = np.quantile(counts @ success / n, [0.025, 0.975], axis=0)
-    return low, high
 
 
 def _epsilon_of(curves: Curves, schedule, n_episodes: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from icrl_utils.baselines import RandomPolicy, TabularPolicy
 from icrl_utils.history import Episode, HistoryFormat
 from icrl_utils.lake import LakeMap
 from icrl_utils.rollout import rollout
+from icrl_utils.statistics import interval
 from icrl_utils.tokenizers import make_paper_tokenizer
 
 matplotlib.use("agg")
@@ -75,20 +76,18 @@ def test_a_warm_up_in_the_middle_is_shaded_where_it_is():
     assert shades == [(1.5, 4.5), (6.5, 7.5)]
 
 
-def test_bootstrap_band_holds_the_mean_and_has_the_width_of_theory():
-    success = (np.random.default_rng(0).random((400, 3)) < [0.2, 0.5, 1.0]).astype(float)
-    low, high = plots.bootstrap_band(success, 4_000, np.random.default_rng(1))
-    mean = success.mean(axis=0)
-    standard_error = np.sqrt(mean * (1 - mean) / 400)
-    assert ((low <= mean) & (mean <= high)).all()
-    np.testing.assert_allclose(high - low, 2 * 1.96 * standard_error, rtol=0.1, atol=1e-12)
+def test_the_band_is_the_bootstrap_interval_over_lakes(records):
+    figure = plots.plot_learning_curves(records[1], resamples=300, seed=5, smooth=2)
+    (band,) = figure.axes[0].collections
+    wanted = interval(plots.trailing_mean(records[1].success.astype(float), 2), resamples=300, seed=5)
+    height = band.get_paths()[0].vertices[:, 1]
+    assert height.min() == pytest.approx(wanted.low.min()) and height.max() == pytest.approx(wanted.high.max())
 
 
-def test_bootstrap_band_draws_whole_lakes():
-    """Lakes, not episodes, are independent: the band of the mean must not shrink because a lake has more episodes."""
-    success = np.repeat([[0.0], [1.0]], 50, axis=0) @ np.ones((1, 30))
-    low, high = plots.bootstrap_band(success, 2_000, np.random.default_rng(0))
-    assert (high - low > 0.15).all() and np.ptp(low) == np.ptp(high) == 0
+def test_several_training_seeds_are_averaged():
+    runs = np.stack([np.zeros((4, 5)), np.ones((4, 5)), np.ones((4, 5))])
+    (line,) = plots.plot_learning_curves({"agent": runs}, resamples=0).axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), 2 / 3)
 
 
 def test_trailing_mean_by_hand():

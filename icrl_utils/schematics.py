@@ -1,0 +1,161 @@
+"""The pictures on top of the notebooks: ``python -m icrl_utils.schematics`` writes them to assets/figures/.
+
+They are drawings, not results: nothing in them is computed by a trained model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from icrl_utils.history import COMPACT_WORDS, Episode, HistoryFormat
+from icrl_utils.lake_plots import (
+    ARROWS,
+    BLUE,
+    GREY,
+    INK,
+    KINDS,
+    PALE,
+    RED,
+    draw_lake,
+    draw_path,
+    new_figure,
+    styled,
+    token_kind,
+)
+from icrl_utils.maps import ACTIONS, LakeMap
+from icrl_utils.profiles import ASSETS, ROOT
+
+EXAMPLE = LakeMap(("FFFG", "FFFH", "SFHF", "FHFF"))  # the running example: number 430 of the held-out maps
+LEFT, DOWN, RIGHT, UP = range(4)
+DEATH = Episode((8, 9, 13), (RIGHT, DOWN), "hole")
+DETOUR = Episode((8, 9, 5, 6, 10), (RIGHT, UP, RIGHT, DOWN), "hole")
+WIN = Episode((8, 9, 5, 6, 2, 3), (RIGHT, UP, RIGHT, UP, RIGHT), "goal")
+
+
+@styled
+def picture_00() -> Figure:
+    """One frozen network; what it is told; the text that grows."""
+    figure, axes = new_figure(9.2, 3.0, 1, 2, gridspec_kw={"width_ratios": [1, 2.9]})
+    draw_lake(axes[0, 0], EXAMPLE, known={8})
+    axes[0, 0].set_title("All that it is told:\n“you stand on tile 8”", fontsize=10)
+    ax = _canvas(axes[0, 1], 9.7, 4)
+    _box(ax, 0.1, 1.25, 1.9, 1.5, "a network\nweights frozen")
+    _arrow(ax, (2.1, 2.3), (2.9, 2.3), "move")
+    _arrow(ax, (2.9, 1.6), (2.1, 1.6), "read")
+    lines = [("1", DEATH), ("2", DETOUR), ("⋮", None), ("9", WIN)]
+    ax.text(3.1, 3.75, "its memory: the text of what happened, on this lake", fontsize=9, color=GREY)
+    for row, (number, episode) in enumerate(lines):
+        y = 3.1 - row * 0.72
+        ax.text(3.25, y + 0.17, number, ha="center", va="center", fontsize=9, color=GREY)
+        if episode is not None:
+            _tokens(ax, 3.5, y, HistoryFormat("compact").render([episode]).split()[:-1])
+    ax.text(3.1, 0.25, "Between episode 1 and episode 9 only this text has changed.", fontsize=9.5, color=BLUE)
+    return figure
+
+
+@styled
+def picture_01() -> Figure:
+    """A walk on a lake becomes words, and words become numbers."""
+    figure, axes = new_figure(9.2, 2.7, 1, 2, gridspec_kw={"width_ratios": [1, 3.1]})
+    draw_lake(axes[0, 0], EXAMPLE)
+    draw_path(axes[0, 0], EXAMPLE, DEATH)
+    ax = _canvas(axes[0, 1], 9.2, 3.4)
+    ax.text(0.3, 3.0, "played", fontsize=9, color=GREY)
+    ax.text(2.0, 3.0, "Episode(tiles=(8, 9, 13), actions=(2, 1), outcome='hole')", fontsize=9.5, family="monospace")
+    ax.text(0.3, 2.05, "written", fontsize=9, color=GREY)
+    text = HistoryFormat("compact").render([DEATH])
+    ax.text(2.0, 2.05, f"“{text} …”", fontsize=9.5, family="monospace")
+    ax.text(0.3, 0.95, "read", fontsize=9, color=GREY)
+    _tokens(ax, 2.0, 0.85, text.split(), ids=True, decisions=(0, 2))
+    for y in (2.75, 1.8):
+        _arrow(ax, (2.6, y), (2.6, y - 0.35))
+    return figure
+
+
+@styled
+def picture_02() -> Figure:
+    """From the last hidden state, four rows of the output embedding make four numbers."""
+    figure, axes = new_figure(9.2, 2.9)
+    ax = _canvas(axes[0, 0], 12.2, 3.9)
+    words = "8 right 9 down hole reset 8".split()
+    _tokens(ax, 0.1, 0.35, words, decisions=(6,), width=0.62)
+    ax.text(0.1, 0.05, "a history: the agent died below tile 9", fontsize=8.5, color=GREY, va="center")
+    _box(ax, 0.1, 1.35, 4.5, 1.15, "Llama")
+    _arrow(ax, (4.25, 0.95), (4.25, 1.3))
+    _arrow(ax, (4.25, 2.55), (4.25, 2.95))
+    for i in range(9):
+        ax.add_patch(Rectangle((3.45 + 0.18 * i, 3.0), 0.18, 0.26, facecolor=PALE, edgecolor=GREY, linewidth=0.6))
+    ax.text(3.35, 3.13, "hidden state h at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
+    _arrow(ax, (5.2, 3.13), (6.1, 3.13))
+    rows = np.arange(15)
+    actions = {4: "left", 7: "down", 8: "right", 12: "up"}
+    for row in rows:
+        y = 3.35 - 0.235 * row
+        face = KINDS["action"] if row in actions else "white"
+        ax.add_patch(Rectangle((6.2, y), 2.0, 0.2, facecolor=face, edgecolor=GREY, linewidth=0.5))
+        if row in actions:
+            ax.text(6.28, y + 0.1, f"row of “{actions[row]}”", fontsize=7.5, va="center")
+    ax.text(7.2, 3.75, "output embedding: one row a token", fontsize=8.5, color=GREY, ha="center", va="center")
+    heights = {"left": 0.75, "down": 0.5, "right": 0.6, "up": 1.05}
+    for i, action in enumerate(ACTIONS):
+        row = next(row for row, name in actions.items() if name == action)
+        x = 9.7 + 0.62 * i
+        _arrow(ax, (8.3, 3.45 - 0.235 * row), (9.35, 1.9))
+        ax.add_patch(Rectangle((x, 1.3), 0.46, heights[action], facecolor=BLUE if action == "up" else "#A9CCE3"))
+        ax.text(x + 0.23, 1.1, ARROWS[action], ha="center", va="center", fontsize=11)
+    ax.text(10.9, 2.75, "four Q-values", fontsize=9.5, ha="center", color=INK)
+    ax.text(10.9, 0.5, "the largest one plays", fontsize=8.5, ha="center", color=GREY)
+    return figure
+
+
+def _canvas(ax: Axes, width: float, height: float) -> Axes:
+    ax.set(xlim=(0, width), ylim=(0, height))
+    ax.axis("off")
+    return ax
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str) -> None:
+    ax.add_patch(FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.12", facecolor="#D6E9F5", edgecolor=BLUE,
+        linewidth=1.4,
+    ))  # fmt: skip
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=GREY, linewidth=1.2))
+    if label:
+        ax.text((start[0] + end[0]) / 2, start[1] + 0.18, label, ha="center", fontsize=8.5, color=GREY)
+
+
+def _tokens(
+    ax: Axes, x: float, y: float, words: list[str], ids: bool = False, decisions: tuple[int, ...] = (), width: float = 0
+) -> None:
+    for t, word in enumerate(words):
+        wide = width or 0.2 + 0.125 * len(word)
+        ax.add_patch(Rectangle((x, y), wide, 0.4, facecolor=KINDS[token_kind(word)], edgecolor=GREY, linewidth=0.6))
+        ax.text(x + wide / 2, y + 0.19, word, ha="center", va="center", fontsize=8.5)
+        if ids:
+            at = x + wide / 2, y - 0.25
+            ax.text(*at, str(COMPACT_WORDS.index(word)), ha="center", va="center", fontsize=8, color=GREY)
+        if t in decisions:
+            ax.plot(x + wide / 2, y + 0.58, marker="v", color=RED, markersize=6)
+        x += wide + 0.06
+
+
+PICTURES = {"notebook_00.png": picture_00, "notebook_01.png": picture_01, "notebook_02.png": picture_02}
+
+
+def main() -> None:
+    folder = ASSETS / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in PICTURES.items():
+        draw().savefig(folder / name, dpi=110, metadata={"Software": None})
+        print(f"Wrote {(folder / name).relative_to(ROOT).as_posix()}.")
+
+
+if __name__ == "__main__":
+    main()

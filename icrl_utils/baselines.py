@@ -7,7 +7,8 @@ Except for ``OraclePolicy`` none of them looks at a map. Each learns from its ow
 - ``RMaxPolicy``: a model of the transitions seen, used to reach a goal or else the nearest untried action.
 - ``OraclePolicy``: shortest paths on the true map.
 
-The memory-less baseline is the agent itself with ``memory=False``.
+The memory-less baseline is the agent itself with ``memory=False``; posterior sampling, which knows the law of the
+maps, has a file of its own.
 """
 
 from __future__ import annotations

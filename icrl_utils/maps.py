@@ -222,7 +222,7 @@ class MapDistribution:
         letters[~inside] = 0
         has_both = (letters == START_LETTER).any((1, 2)) & (letters == GOAL_LETTER).any((1, 2))
         letters, height, width = letters[has_both], height[has_both], width[has_both]
-        distances = _goal_distances(letters)
+        distances = goal_distances(letters)
         too_near_or_cut_off = (letters == START_LETTER) & (distances < self.min_hops)
         kept = np.flatnonzero(~too_near_or_cut_off.any((1, 2)))
         text = letters[kept].tobytes().decode("ascii")
@@ -240,7 +240,7 @@ TRAINING_MAPS = MapDistribution(3, 5, min_hops=3)
 PRETRAINING_MAPS = MapDistribution(2, 8, min_hops=1)
 
 
-def _goal_distances(letters: np.ndarray) -> np.ndarray:
+def goal_distances(letters: np.ndarray) -> np.ndarray:
     """int16 [n, height, width] from ``letters`` uint8 of that shape (0 outside a map): breadth-first search.
 
     A border that is never open lies between the maps, so the whole batch can be shifted as one flat array.
@@ -310,7 +310,7 @@ class LakeTables:
         at = (np.broadcast_to(np.arange(n)[:, None], inside.shape)[inside], row[inside], column[inside])
         grid[at] = letters[inside]
         self.distances = np.full((n, tiles), -1, np.int16)
-        self.distances[inside] = _goal_distances(grid)[at]
+        self.distances[inside] = goal_distances(grid)[at]
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -1,6 +1,9 @@
 """Promises about the repository itself: commands that exist, versions that fit, files that are clean and small."""
 
+import dataclasses
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,9 +12,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import icrl_utils
-from icrl_utils import notebooks
-from icrl_utils.__main__ import build_parser
-from icrl_utils.profiles import ROOT
+from icrl_utils import notebooks, training
+from icrl_utils.__main__ import build_parser, make_config
+from icrl_utils.profiles import PROFILES, ROOT
 from icrl_utils.versions import requirements
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,3 +102,16 @@ def test_public_names_load_and_stay_what_they_are():
 def test_ruff_is_content_notebooks_included():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("run", sorted((ROOT / "assets").rglob("run.json")), ids=lambda path: path.parent.name)
+def test_the_command_in_run_json_has_the_config_of_the_run(run):
+    """What is documented as remaking an asset would really train with its settings."""
+    facts = json.loads(run.read_text(encoding="utf-8"))
+    argv = shlex.split(facts["command"].removeprefix("python -m icrl_utils "))
+    args = build_parser(argv[0]).parse_args(argv)
+    config_class = {"pretrain": training.PretrainConfig, "train": training.TrainConfig}[args.command]
+    config = dataclasses.asdict(make_config(config_class, vars(args), PROFILES["cpu"].training))
+    decided = {name: value for name, value in facts["config"].items() if config[name] != "auto"}  # by the machine
+    assert {name: config[name] for name in decided} == decided
+    assert ROOT / config["out"] == run.parent

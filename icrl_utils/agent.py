@@ -184,8 +184,12 @@ class Agent:
                 "stands (in the paper format with the header of the action)."
             )
         episodes = self.format.fit(episodes, self.max_tokens) if self.memory else [last]
-        ids = torch.from_numpy(self.format.tokenize(self.format.render(episodes)))[None].to(self.device)
-        return self.readout.q(self._read(self._forward(ids)[:, -1]))[0].cpu().numpy()
+        ids = self.format.tokenize(self.format.render(episodes))
+        return self.readout.q(torch.from_numpy(self.read(ids))).numpy()
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [4]: the read-out z at the end of int64 token ids [T], from one forward pass without a cache."""
+        return self._read(self._forward(torch.from_numpy(ids)[None].to(self.device))[:, -1])[0].cpu().numpy()
 
     def _forget(self) -> None:
         """Hide what a row must not see any more, and drop columns that no row sees."""

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from icrl_utils.agent import Agent, GrowingLayer, load_agent
+from icrl_utils.bench import Rereader
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
 from icrl_utils.lake import MapDistribution
 from icrl_utils.models import PROJECTIONS, file_sha256, new_tiny_llama
@@ -103,11 +104,13 @@ def test_memory_less_cache_stays_short():
     assert lengths[False] <= 3 * 22 < lengths[True]  # 22 tokens are one episode of ten steps
 
 
-def test_actions_do_not_depend_on_the_batch():
+def test_actions_depend_neither_on_the_batch_nor_on_the_cache():
     agent = Agent(sharp_model(), COMPACT, QReadout())
     together = rollout(agent, MAPS, "greedy", episodes=4, step_limit=20)
     apart = rollout(agent, MAPS, "greedy", episodes=4, step_limit=20, batch_maps=1)
     np.testing.assert_array_equal(together.actions, apart.actions)
+    uncached = rollout(Rereader(agent), MAPS, "greedy", episodes=4, step_limit=20)
+    np.testing.assert_array_equal(together.actions, uncached.actions)
 
 
 def test_greedy_action_is_the_argmax_of_the_action_word_logits():

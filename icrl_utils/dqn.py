@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LOSSES = ("bce", "mse")
+
 
 def td_targets(q_online: Tensor, q_target: Tensor, reward: Tensor, terminated: Tensor, gamma: float) -> Tensor:
     """Double-DQN targets y_d = r_d + gamma (1 - terminated_d) Q_target(d+1, argmax_a Q_online(d+1, a)).

@@ -8,16 +8,24 @@ the memory, a second adapter costs a few megabytes (arXiv 2501.14176, section 3)
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from icrl_utils.profiles import ROOT
 
 ONLINE, TARGET = "default", "target"  # "default" is peft's own name for the adapter that save_pretrained writes
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTERS = ("lora", "ia3")
 CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
 
 
@@ -56,15 +64,28 @@ def new_tiny_llama(
     return model
 
 
+def base_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint, given as it is or relative to the repository: notebooks run in their own folder.
+
+    Raises FileNotFoundError where there is none.
+    """
+    for folder in (Path(path), ROOT / path):
+        if (folder / "config.json").exists():
+            return folder
+    raise FileNotFoundError(
+        f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
+        "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
+    )
+
+
+def portable_path(path: str | Path) -> str:
+    """``path`` relative to the repository, as it may stand in a shipped file: never an absolute one of this machine."""
+    return Path(os.path.relpath(path, ROOT)).as_posix()
+
+
 def load_base(path: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode."""
-    folder = Path(path)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
-            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
-        )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32).to(device).eval()
 
 
 def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:
@@ -83,7 +104,7 @@ def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
         )
     else:
-        raise ValueError(f"adapter={kind!r} is unknown; choose 'lora' or 'ia3'.")
+        raise ValueError(f"adapter={kind!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base, config)
@@ -117,7 +138,7 @@ def target_network(model: PeftModel) -> Iterator[None]:
         activate(model, ONLINE)
 
 
-def adapter_parameters(model: PeftModel, name: str) -> dict[str, torch.nn.Parameter]:
+def adapter_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
     """The parameters of one adapter, keyed by their name without the adapter's: equal keys are twins."""
     marker = f".{name}"
     return {
@@ -127,7 +148,43 @@ def adapter_parameters(model: PeftModel, name: str) -> dict[str, torch.nn.Parame
     }
 
 
-def parameter_count(model: torch.nn.Module) -> int:
+def backbone(model: nn.Module) -> nn.Module:
+    """The stack of decoder blocks below lm_head, of a plain or a peft-wrapped causal model."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+
+
+def bare_backbone(model: PeftModel) -> nn.Module:
+    """The backbone's modules without adapters and without memory (all tensors on the meta device): a form into which
+    `torch.func.functional_call` can pour `folded_weights`."""
+    with torch.device("meta"):
+        return AutoModel.from_config(model.config, attn_implementation=model.config._attn_implementation).eval()
+
+
+def folded_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Tensors of `bare_backbone` that compute what backbone and active adapter compute together.
+
+    LoRA's weight is W + scale B A, IA3's is W with scaled rows or columns; gradients flow through them to the adapter.
+    peft's layers multiply every token by A and by B instead. In a small model that costs a quarter to a half more
+    than multiplying once by the sum. Only in float32: in bfloat16 a small B A would vanish in the sum with W.
+    """
+    body = backbone(model)
+    layers = {name: layer for name, layer in body.named_modules() if isinstance(layer, BaseTunerLayer)}
+    weights = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in chain(body.named_parameters(), body.named_buffers())
+        if not any(part in name for part in ("lora_", "ia3_"))
+    }
+    for name, layer in layers.items():
+        (adapter,) = layer.active_adapters
+        weight = layer.get_base_layer().weight
+        if isinstance(layer, IA3Layer):
+            weights[f"{name}.weight"] = weight * layer.ia3_l[adapter]
+        else:
+            weights[f"{name}.weight"] = weight + layer.get_delta_weight(adapter)
+    return weights
+
+
+def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from icrl_utils.models import backbone, bare_backbone, folded_weights
+
+__all__ = ["QNetwork", "QReadout", "action_logits", "backbone", "take"]
 
 
 @dataclass(frozen=True)
@@ -39,24 +44,25 @@ class QReadout:
         return torch.sigmoid(z) if self.link == "sigmoid" else z
 
 
-def backbone(model: nn.Module) -> nn.Module:
-    """The stack of decoder blocks below lm_head, of a plain or a peft-wrapped causal model."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
-
-
 def action_logits(hidden: Tensor, lm_head: nn.Module, action_ids: Tensor) -> Tensor:
     """hidden [..., d] times the four action rows of the output embedding -> [..., 4]."""
     return hidden @ lm_head.weight[action_ids].to(hidden.dtype).T
 
 
 class QNetwork(nn.Module):
-    """The module that training calls (and that data-parallel training wraps): token ids in, z at decisions out."""
+    """The module that training calls (and that data-parallel training wraps): token ids in, z at decisions out.
 
-    def __init__(self, model: nn.Module, action_ids, readout: QReadout):
+    Args:
+        model: a causal Llama, plain or with adapters (the active one counts). action_ids: int [4].
+        fold: compute with the adapter folded into the weights; faster for a small float32 model, see `folded_weights`.
+    """
+
+    def __init__(self, model: nn.Module, action_ids, readout: QReadout, fold: bool = False):
         super().__init__()
         self.model = model
         self.readout = readout
         self.register_buffer("action_ids", torch.as_tensor(action_ids), persistent=False)
+        self._bare = (bare_backbone(model),) if fold else None  # in a tuple: a submodule would be trained and wrapped
 
     def forward(self, ids: Tensor, position: Tensor, observation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """
@@ -66,10 +72,18 @@ class QNetwork(nn.Module):
         Returns:
             z: float32 [B, D, 4]; and, if asked for, next-token logits [B, K, vocabulary].
         """
-        hidden = backbone(self.model)(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = self._hidden(ids)
         lm_head = self.model.get_output_embeddings()
         z = self.readout.z(action_logits(take(hidden, position), lm_head, self.action_ids))
         return z, None if observation is None else lm_head(take(hidden, observation))
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        """Hidden states [B, T, d] after the last layer. No position ids: any that do not rise by one at each token
+        would make the library hide the episodes of a history from each other."""
+        inputs = {"input_ids": ids, "use_cache": False}
+        if self._bare:
+            return functional_call(self._bare[0], folded_weights(self.model), (), inputs).last_hidden_state
+        return backbone(self.model)(**inputs).last_hidden_state
 
 
 def take(hidden: Tensor, position: Tensor) -> Tensor:

@@ -1,23 +1,34 @@
 """Behaviour policies, collecting their episodes in bulk, and the replay buffer that DQN learns from.
 
 A *set* is what one behaviour policy did on one map: 20 to 40 episodes. The buffer cuts sets into *slices*: token
-sequences of equal length, one map to a slice unless asked otherwise. Everything here is a pure function of seeds:
-the batch of training step k depends on (seed, k) alone, so an interrupted run resumes on the very same data.
+sequences of equal length, one map to a slice unless asked otherwise.
+
+    SliceSource: maps -> collect -> Play -> ReplayBuffer -> slices -> make_batch -> Batch
+
+Everything here is a pure function of its arguments and the random generator it is given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from icrl_utils.history import COMPACT_TILES, GOAL, HOLE, LIMIT, RESET, HistoryFormat
-from icrl_utils.lake import FrozenLakeVectorEnv, LakeMap, LakeTables, reject_held_out
-
+from icrl_utils.history import COMPACT_TILES, GOAL, HOLE, LIMIT, RESET, RUNNING, HistoryFormat
+from icrl_utils.lake import (
+    FrozenLakeVectorEnv,
+    LakeMap,
+    LakeTables,
+    MapDistribution,
+    reject_held_out,
+    training_maps,
+)
 from icrl_utils.tabular import TabularQ
 
+ORDERS = ("as_played", "shuffled")
 SUCCESS_WEIGHT = {"low": 0.2, "mid": 1.0, "hi": 5.0}  # how much likelier a successful episode is drawn (the paper's 5)
 
 
@@ -77,10 +88,10 @@ def collect(
         action = np.where(rng.random(len(row)) < skill, move, rng.integers(4, size=len(row)))
         new_tile, reward, terminated, truncated, _ = env.step(action)
         learner.update(tile, action, reward, new_tile, terminated, mask=~ended)
-        outcome = np.select([terminated & (reward > 0), terminated, truncated], [GOAL, HOLE, LIMIT], 0).astype(np.uint8)
+        outcome = np.select([reward > 0, terminated, truncated], [GOAL, HOLE, LIMIT], RUNNING).astype(np.uint8)
         log.append((row, np.where(ended, RESET, action), new_tile, outcome))
 
-        tile, ended = new_tile, outcome > 0
+        tile, ended = new_tile, outcome != RUNNING
         played, tokens = played + ended, tokens + 2
         done = ended & (played >= n_episodes) & (tokens >= min_tokens)
         if done.any():
@@ -131,53 +142,119 @@ class ReplayBuffer:
         quality: str = "mid",
         relabel: float = 0.0,
     ) -> np.ndarray:
-        """One slice of ``tokens`` tokens from each of ``sets`` -> int64 [len(sets), tokens].
+        """One slice of ``tokens`` tokens from the beginning of each of ``sets`` -> int64 [len(sets), tokens].
 
-        order: ``as_played`` keeps the rising skill, ``shuffled`` hides it (the paper's way).
-        quality: ``hi`` / ``low`` draw successful episodes 5 times as likely / a fifth as likely as failures.
-        relabel: share of slices whose tile numbers are permuted at random. Then geometry says nothing ("9 lies to
-            the right of 8"), and only looking up what happened before helps.
+        Args:
+            order: ``as_played`` keeps the rising skill, ``shuffled`` hides it (the paper's way).
+            quality: ``hi`` / ``low`` draw successful episodes 5 times as likely / a fifth as likely as failures.
+            relabel: share of sets whose tile numbers are permuted at random. Then geometry says nothing ("9 lies to
+                the right of 8"), and only looking up what happened before helps.
         """
-        out = np.empty((len(sets), tokens), np.int64)
-        for line, index in enumerate(sets):
-            first, last = self.first_episode[index], self.first_episode[index + 1]
-            if order == "as_played" and quality == "mid":
-                stream = self.ids[self.bounds[first] : self.bounds[last]]
-            else:
-                chosen = first + self._draw_order(self.success[first:last], order, quality, rng)
-                stream = np.concatenate([self.ids[self.bounds[e] : self.bounds[e + 1]] for e in chosen])
+        streams = self._streams(sets, rng, order, quality, relabel)
+        for index, stream in zip(sets, streams, strict=True):
             if len(stream) < tokens:
                 raise ValueError(
-                    f"tokens={tokens} is longer than set {index} ({len(stream)} tokens); collect with min_tokens={tokens}."
+                    f"tokens={tokens} is longer than set {index} ({len(stream)} tokens); collect with "
+                    f"min_tokens={tokens}."
                 )
-            out[line] = stream[:tokens]
-        if relabel:
-            self._relabel(out, np.flatnonzero(rng.random(len(sets)) < relabel), rng)
-        return out
+        return np.stack([stream[:tokens] for stream in streams])
 
-    @staticmethod
-    def _draw_order(success: np.ndarray, order: str, quality: str, rng: np.random.Generator) -> np.ndarray:
-        """Weighted order without replacement (Efraimidis and Spirakis 2006): ascending -log(u) / weight."""
-        if order != "shuffled" or quality not in SUCCESS_WEIGHT:
+    def crossing_slices(
+        self,
+        n: int,
+        tokens: int,
+        rng: np.random.Generator,
+        order: str = "as_played",
+        quality: str = "mid",
+        relabel: float = 0.0,
+    ) -> np.ndarray:
+        """``n`` slices cut anywhere out of all sets laid end to end -> int64 [n, tokens].
+
+        They begin at any observation and cross map changes, which the text does not mark (the paper's way).
+        """
+        text = np.concatenate(self._streams(np.arange(len(self)), rng, order, quality, relabel))
+        if len(text) < tokens:
             raise ValueError(
-                f"order={order!r} with quality={quality!r}: order is 'as_played' or 'shuffled', quality 'low', 'mid' or "
-                "'hi', and episodes can be weighted only when they are shuffled."
+                f"tokens={tokens} is longer than the whole buffer ({len(text)} tokens); collect more sets."
             )
-        weight = np.where(success, SUCCESS_WEIGHT[quality], 1.0)
-        return np.argsort(rng.exponential(size=len(success)) / weight)
+        start = 2 * rng.integers((len(text) - tokens) // 2 + 1, size=n)  # even positions hold observations
+        return text[start[:, None] + np.arange(tokens)]
 
-    def _relabel(self, ids: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> None:
-        for line in lines:
-            names = np.arange(self.history.vocab_size)
-            names[:COMPACT_TILES] = rng.permutation(COMPACT_TILES)
-            ids[line] = names[ids[line]]
+    def _streams(
+        self, sets: np.ndarray, rng: np.random.Generator, order: str, quality: str, relabel: float
+    ) -> list[np.ndarray]:
+        """The whole text of each of ``sets``, int64 [its tokens]."""
+        check_order(order, quality)
+        relabelled = rng.random(len(sets)) < relabel if relabel else np.zeros(len(sets), bool)
+        streams = []
+        for index, is_relabelled in zip(sets, relabelled, strict=True):
+            first, last = self.first_episode[index], self.first_episode[index + 1]
+            if order == "as_played":
+                stream = self.ids[self.bounds[first] : self.bounds[last]]
+            else:
+                chosen = first + _weighted_order(self.success[first:last], SUCCESS_WEIGHT[quality], rng)
+                stream = np.concatenate([self.ids[self.bounds[e] : self.bounds[e + 1]] for e in chosen])
+            if is_relabelled:
+                words = np.arange(self.history.vocab_size)
+                words[:COMPACT_TILES] = rng.permutation(COMPACT_TILES)
+                stream = words[stream]
+            streams.append(stream)
+        return streams
 
-    def crossing_slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
-        """``n`` slices cut anywhere out of all sets laid end to end: they begin in mid-episode and cross map changes."""
-        if len(self.ids) <= tokens:
-            raise ValueError(f"tokens={tokens} is longer than the whole buffer ({len(self.ids)} tokens).")
-        start = rng.integers((len(self.ids) - tokens) // 2, size=n) * 2  # even: at an observation
-        return self.ids[start[:, None] + np.arange(tokens)]
+
+def check_order(order: str, quality: str) -> None:
+    if order not in ORDERS or quality not in SUCCESS_WEIGHT or (order == "as_played" and quality != "mid"):
+        raise ValueError(
+            f"order={order!r} with quality={quality!r}: order is one of {', '.join(ORDERS)}, quality one of "
+            f"{', '.join(SUCCESS_WEIGHT)}, and episodes can be weighted only when they are shuffled."
+        )
+
+
+def _weighted_order(success: np.ndarray, success_weight: float, rng: np.random.Generator) -> np.ndarray:
+    """All episodes in random order, likely ones first: drawing without replacement (Efraimidis and Spirakis 2006)."""
+    weight = np.where(success, success_weight, 1.0)
+    return np.argsort(rng.exponential(size=len(success)) / weight)
+
+
+class SliceSource:
+    """Makes training slices from nothing: draws maps, plays them, cuts the episodes into slices.
+
+    Args:
+        maps: a law, from which every set gets a fresh map, or a fixed pool of maps, which are drawn with replacement.
+        behaviour: who plays. order, quality, relabel: see `ReplayBuffer.slices`.
+        crossing: slices may cross map changes, see `ReplayBuffer.crossing_slices`.
+
+    Raises ValueError at once when a map of the pool is held out for evaluation, or order and quality do not fit.
+    """
+
+    def __init__(
+        self,
+        maps: MapDistribution | Sequence[LakeMap],
+        behaviour: Behaviour,
+        order: str = "as_played",
+        quality: str = "mid",
+        relabel: float = 0.0,
+        crossing: bool = False,
+    ):
+        check_order(order, quality)
+        if not isinstance(maps, MapDistribution):
+            reject_held_out(maps)
+        self.maps, self.behaviour, self.crossing = maps, behaviour, crossing
+        self.cut = {"order": order, "quality": quality, "relabel": relabel}
+        self.history = HistoryFormat("compact")
+
+    def slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
+        """int64 [n, tokens], from ``n`` sets."""
+        play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=tokens)
+        buffer = ReplayBuffer(play, self.history)
+        if self.crossing:
+            return buffer.crossing_slices(n, tokens, rng, **self.cut)
+        return buffer.slices(np.arange(n), tokens, rng, **self.cut)
+
+    def _draw_maps(self, n: int, rng: np.random.Generator) -> list[LakeMap]:
+        if isinstance(self.maps, MapDistribution):
+            return training_maps(self.maps, n, rng)
+        return [self.maps[i] for i in rng.integers(len(self.maps), size=n)]
 
 
 class Batch(NamedTuple):

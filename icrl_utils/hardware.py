@@ -1,0 +1,81 @@
+"""What training runs on: device and processes, number precision, compiler, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+
+def make_accelerator(precision: str = "auto", device: str = "auto") -> Accelerator:
+    """Device, autocast and data parallelism for one run, the way ``accelerate launch`` set them up."""
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    mixed_precision = resolve_precision(precision, cpu)
+    AcceleratorState._reset_state()  # else a second run in this Python, as in a notebook, must be like the first
+    # Data parallelism need not send buffers around: they never change.
+    no_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[no_buffers])
+
+
+def resolve_precision(precision: str, cpu: bool) -> str:
+    """``auto`` is bf16 where the GPU has it in hardware, fp16 with loss scaling on older ones, float32 on a CPU.
+
+    A T4 emulates bf16 and calls that supported, hence the capability. On CPUs without AMX autocast costs more than
+    it saves.
+    """
+    if precision == "fp16" and cpu:
+        raise ValueError("precision='fp16' needs a CUDA GPU; choose 'auto'.")
+    if precision != "auto":
+        return precision
+    if cpu:
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> None:
+    """Compile ``net`` in place; where that is impossible (no C++ compiler), say so in one line and leave it."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever is missing: training works without
+        torch._dynamo.reset()
+        say(f"torch.compile does not work here ({_first_line(error)}); training goes on without it, slower.")
+    else:
+        net.compile()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of the best of ten large square matrix products on ``device``, with torch's current threads."""
+    device = torch.device(device)
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    best = math.inf
+    for _ in range(10):
+        wait()
+        begin = time.perf_counter()
+        a @ a
+        wait()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

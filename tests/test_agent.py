@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from icrl_utils.agent import Agent, GrowingLayer, load_agent
+from icrl_utils.agent import Agent, load_agent
 from icrl_utils.bench import Rereader
+from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
 from icrl_utils.lake import MapDistribution
 from icrl_utils.models import PROJECTIONS, file_sha256, new_tiny_llama

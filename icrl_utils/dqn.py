@@ -45,6 +45,7 @@ def td_loss(z: Tensor, action: Tensor, target: Tensor, mask: Tensor, kind: str) 
         z: [B, D, 4] read-out before the link function. action: int64 [B, D]. target: [B, D]. mask: bool [B, D].
     """
     taken = z.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    target = target.masked_fill(~mask, 0.0)  # one that is not a number would spoil even a masked gradient
     if kind == "mse":
         loss = (taken - target) ** 2
     elif kind == "bce":

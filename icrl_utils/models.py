@@ -64,23 +64,25 @@ def new_tiny_llama(
     return model
 
 
-def base_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint, given as it is or relative to the repository: notebooks run in their own folder.
-
-    Raises FileNotFoundError where there is none.
-    """
-    for folder in (Path(path), ROOT / path):
-        if (folder / "config.json").exists():
-            return folder
-    raise FileNotFoundError(
-        f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
-        "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
-    )
+def in_repository(path: str | Path) -> Path:
+    """``path`` as it is, or else relative to the repository: notebooks run in their own folder."""
+    return Path(path) if Path(path).exists() else ROOT / path
 
 
 def portable_path(path: str | Path) -> str:
     """``path`` relative to the repository, as it may stand in a shipped file: never an absolute one of this machine."""
-    return Path(os.path.relpath(path, ROOT)).as_posix()
+    return Path(os.path.relpath(in_repository(path), ROOT)).as_posix()
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint, see `in_repository`. Raises FileNotFoundError where there is none."""
+    folder = in_repository(path)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
+            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
+        )
+    return folder
 
 
 def load_base(path: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:

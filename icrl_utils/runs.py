@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import statistics
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from icrl_utils.hardware import device_name, matmul_peak
-from icrl_utils.models import file_sha256
+from icrl_utils.models import file_sha256, portable_path
 from icrl_utils.profiles import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymnasium", "numpy")
@@ -66,6 +67,7 @@ class RunConfig:
     minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time
     device: typing.Literal["auto", "cpu"] = "auto"
 
+    COMMAND: typing.ClassVar[str]
     # What does not change the result. A run may be resumed with other values of these.
     INDIFFERENT: typing.ClassVar = (
         "out", "workers", "compile", "log_every", "eval_every", "eval_maps", "eval_step_limit", "save_every",
@@ -94,9 +96,27 @@ class RunConfig:
         """All fields but those that only say where and when this machine ran it."""
         return {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "minutes", "device")}
 
+    def command(self) -> str:
+        """The command line that does this run again: all options that differ from their defaults."""
+        given = {"out": portable_path(self.out)} | dict(_changed(self.record(), type(self)().record()))
+        options = [f"--{name}={value}" if value is not None else f"--{name}" for name, value in given.items()]
+        return shlex.join(["python", "-m", "icrl_utils", self.COMMAND, *options])
+
     def decisive(self) -> dict:
         """The fields that decide the result."""
         return {name: value for name, value in self.record().items() if name not in self.INDIFFERENT}
+
+
+def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:
+    """(option, value) of the entries that differ from ``defaults``, named as the command line names them."""
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, dict):
+            yield from ((f"{option}-{inner}", v) for inner, v in _changed(value, defaults[name]))
+        elif value != defaults[name] and isinstance(value, bool):
+            yield option if value else f"no-{option}", None
+        elif value != defaults[name]:
+            yield option, value
 
 
 def learning_rate_factor(step: int, config: RunConfig) -> float:
@@ -335,6 +355,7 @@ class Run:
         speeds = [float(row["tokens_per_s"]) for row in self.rows if "tokens_per_s" in row]
         speed = statistics.median(speeds) if speeds else 0.0
         return {
+            "command": self.config.command(),
             "config": self.config.record(),
             "steps_done": self.step,
             "tokens": self.step * self.config.step_tokens,

@@ -48,6 +48,7 @@ from icrl_utils.tokenizers import make_compact_tokenizer
 class PretrainConfig(RunConfig):
     """Next-observation prediction on random play. Action words carry no loss: the base learns how lakes work."""
 
+    COMMAND = "pretrain"
     out: str = "build/tiny-llama"
     hidden: int = 128
     layers: int = 6
@@ -60,6 +61,7 @@ class PretrainConfig(RunConfig):
 class TrainConfig(RunConfig):
     """Double DQN on an adapter. The base stays frozen; rewards are the only teacher of actions."""
 
+    COMMAND = "train"
     base: str = "assets/tiny-llama"
     out: str = "build/dqn"
     adapter: Literal["lora", "ia3"] = "lora"
@@ -86,7 +88,8 @@ class TrainConfig(RunConfig):
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
 
     def record(self) -> dict:
-        return super().record() | {"base": portable_path(base_folder(self.base))}
+        """The base as a path that holds on every machine."""
+        return super().record() | {"base": portable_path(self.base)}
 
     @property
     def readout(self) -> QReadout:
@@ -292,7 +295,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
         "adapter_model.safetensors",
         history=history.name,
         readout=asdict(readout),
-        base=portable_path(base_folder(config.base)),
+        base=portable_path(config.base),
         base_sha256=file_sha256(base_folder(config.base) / "model.safetensors"),
     )
 
@@ -344,6 +347,6 @@ def evaluate_in_training(
 
 def write_adapter(model: PeftModel, config: TrainConfig, folder: Path) -> None:
     """The online adapter, as ``PeftModel.from_pretrained`` reads it."""
-    model.peft_config[ONLINE].base_model_name_or_path = portable_path(base_folder(config.base))
+    model.peft_config[ONLINE].base_model_name_or_path = portable_path(config.base)
     model.save_pretrained(folder, selected_adapters=[ONLINE], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card: a form with nothing filled in

@@ -81,10 +81,41 @@ def plot_lake(
     figure, axes = new_figure(scale * lake_map.width + (1.1 if q is not None else 0.3), scale * lake_map.height + 0.4)
     draw_lake(axes[0, 0], lake_map, known)
     if q is not None:
-        _draw_q(figure, axes[0, 0], lake_map, np.asarray(q, float))
+        q = np.asarray(q, float)
+        _draw_q(axes[0, 0], lake_map, q, norm := _norm_of(q), fontsize=7.5)
+        _colour_bar(figure, axes, norm)
     if episode is not None:
         draw_path(axes[0, 0], lake_map, episode)
     axes[0, 0].set_title(title)
+    return figure
+
+
+@styled
+def plot_q_lakes(lake_map: LakeMap, q: Mapping[str, np.ndarray]) -> Figure:
+    """Several sets of Q-values on the same lake, in the same colours: title -> float [n_tiles, 4]."""
+    width = min(4.0, 9.4 / len(q))
+    figure, axes = new_figure(width * len(q) + 0.7, width * lake_map.height / lake_map.width + 0.45, 1, len(q))
+    norm = _norm_of(np.concatenate([np.ravel(values) for values in q.values()]))
+    for ax, (title, values) in zip(axes[0], q.items(), strict=True):
+        draw_lake(ax, lake_map)
+        _draw_q(ax, lake_map, np.asarray(values, float), norm, fontsize=6.3)
+        ax.set_title(title, fontsize=10)
+    _colour_bar(figure, axes, norm)
+    return figure
+
+
+@styled
+def plot_lakes(lakes: Mapping[str, LakeMap], columns: int = 6) -> Figure:
+    """Several lakes at the same scale: title -> lake."""
+    rows = -(-len(lakes) // columns)
+    largest = max(max(lake.height, lake.width) for lake in lakes.values())
+    figure, axes = new_figure(9, rows * (9 / columns + 0.35), rows, columns)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (title, lake) in zip(axes.flat, lakes.items(), strict=False):
+        draw_lake(ax, lake, small=True)
+        ax.set(xlim=(-0.04, largest + 0.04), ylim=(largest + 0.04, -0.04))
+        ax.set_title(title, fontsize=9)
     return figure
 
 
@@ -98,9 +129,7 @@ def plot_trajectories(
         known: panel title -> tiles to show there, for example those visited until then.
     """
     width = min(2.6, 9 / len(episodes))
-    figure, axes = new_figure(
-        width * len(episodes), width * lake_map.height / lake_map.width + 0.75, 1, len(episodes)
-    )
+    figure, axes = new_figure(width * len(episodes), width * lake_map.height / lake_map.width + 0.75, 1, len(episodes))
     for ax, (title, episode) in zip(axes[0], episodes.items(), strict=True):
         draw_lake(ax, lake_map, known[title] if known else None)
         draw_path(ax, lake_map, episode)
@@ -110,8 +139,9 @@ def plot_trajectories(
     return figure
 
 
-def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None) -> None:
-    """Tiles with their numbers: start S, goal star, hole dark disc, fog question mark."""
+def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None, small: bool = False) -> None:
+    """Tiles with their numbers: start S, goal star, hole dark disc, fog question mark. ``small``: for little tiles."""
+    shrink = 0.55 if small else 1.0
     ax.set(xlim=(-0.04, lake_map.width + 0.04), ylim=(lake_map.height + 0.04, -0.04), aspect="equal")
     ax.axis("off")
     for tile, letter in enumerate("".join(lake_map.rows)):
@@ -120,15 +150,16 @@ def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None)
         face = FOG if in_fog else {"S": START_TILE, "G": GOAL_TILE}.get(letter, ICE)
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
         if in_fog:
-            ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13)
+            ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13 * shrink)
             continue
         if letter == "H":
             ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
         elif letter == "G":
-            ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19, color=GREEN, zorder=2)
+            ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19 * shrink, color=GREEN, zorder=2)
         elif letter == "S":
-            ax.text(column + 0.5, row + 0.52, "S", ha="center", va="center", color=GREY, fontsize=13)
-        ax.text(column + 0.07, row + 0.07, str(tile), ha="left", va="top", fontsize=8, color=INK, zorder=5)
+            ax.text(column + 0.5, row + 0.52, "S", ha="center", va="center", color=GREY, fontsize=13 * shrink)
+        if not small:
+            ax.text(column + 0.07, row + 0.07, str(tile), ha="left", va="top", fontsize=8, color=INK, zorder=5)
 
 
 def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) -> None:
@@ -164,12 +195,23 @@ def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
     return tiles
 
 
-def _draw_q(figure: Figure, ax: Axes, lake_map: LakeMap, q: np.ndarray) -> None:
+Q_COLOURS = plt.get_cmap("cividis")
+
+
+def _norm_of(q: np.ndarray) -> Normalize:
+    """From 0 to 1, where returns lie, and further if the values do."""
+    return Normalize(float(np.nanmin(q, initial=0)), float(np.nanmax(q, initial=1)))
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray, norm: Normalize) -> None:
+    bar = figure.colorbar(plt.cm.ScalarMappable(norm, Q_COLOURS), ax=axes, shrink=0.7, pad=0.02)
+    bar.set_label("Q", rotation=0)
+    bar.outline.set_visible(False)
+
+
+def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsize: float) -> None:
     if q.shape != (lake_map.n_tiles, 4):
         raise ValueError(f"q has shape {q.shape}: give [{lake_map.n_tiles}, 4], one row a tile of this map.")
-    colours = plt.get_cmap("cividis")
-    largest = float(np.nanmax(q, initial=0))
-    norm = Normalize(min(0.0, float(np.nanmin(q, initial=0))), 1.0 if largest <= 1 else largest)
     corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])  # action a has the side from corner a to corner a + 1
     for tile in range(lake_map.n_tiles):
         if tile in (*lake_map.holes, *lake_map.goals) or np.isnan(q[tile]).any():
@@ -177,22 +219,23 @@ def _draw_q(figure: Figure, ax: Axes, lake_map: LakeMap, q: np.ndarray) -> None:
         origin = np.array([tile % lake_map.width, tile // lake_map.width])
         for action, value in enumerate(q[tile]):
             triangle = origin + 0.5 + (corners[[action, (action + 1) % 4]] - 0.5) * 0.97
-            patch = Polygon([*triangle, origin + 0.5], facecolor=colours(norm(value)), edgecolor="white", linewidth=0.6)
+            patch = Polygon(
+                [*triangle, origin + 0.5], facecolor=Q_COLOURS(norm(value)), edgecolor="white", linewidth=0.6
+            )
             ax.add_patch(patch)
             at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
             text = f"{value:.2f}".replace("0.", ".", 1)
             ink = INK if norm(value) > 0.5 else "white"
-            ax.text(*at, text, ha="center", va="center", fontsize=7.5, color=ink, zorder=5)
+            ax.text(*at, text, ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
         is_best = q[tile] > q[tile].max() - 1e-9
         for best in np.flatnonzero(is_best & ~is_best.all()):
             triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93
             ax.add_patch(Polygon([*triangle, origin + 0.5], fill=False, edgecolor=RED, linewidth=1.8, zorder=4))
     for text in ax.texts:
         if text.get_text().isdigit() and int(text.get_text()) not in (*lake_map.holes, *lake_map.goals):
-            text.set(bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}, fontsize=7)
-    bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, shrink=0.7, pad=0.02)
-    bar.set_label("Q", rotation=0)
-    bar.outline.set_visible(False)
+            text.set(
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.7, "alpha": 0.85}, fontsize=fontsize - 0.5
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------- history
@@ -233,7 +276,7 @@ def plot_history_tokens(
     reads = set(decisions.position[decisions.valid].tolist())
 
     letters = [max(len(word), 0.75 * len(str(i)) * ids) for word, i in zip(words, token_ids, strict=True)]
-    box_width = [0.22 + 0.092 * count for count in letters]
+    box_width = [0.2 + 0.084 * count for count in letters]
     line_height = 0.72 if ids else 0.55
     places, x, line = [], 0.05, 0
     for wide in box_width:

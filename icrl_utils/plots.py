@@ -30,11 +30,20 @@ from icrl_utils.lake_plots import (
     new_figure,
     plot_history_tokens,
     plot_lake,
+    plot_lakes,
+    plot_q_lakes,
     plot_trajectories,
     styled,
 )
 from icrl_utils.rollout import Records, epsilon_schedule
 from icrl_utils.statistics import interval
+from icrl_utils.training_plots import (
+    plot_intervals,
+    plot_lines,
+    plot_probes,
+    plot_sets,
+    plot_values_against_exact,
+)
 
 __all__ = [
     "POLICY_COLORS",
@@ -43,11 +52,19 @@ __all__ = [
     "new_figure",
     "plot_calibration",
     "plot_history_tokens",
+    "plot_intervals",
     "plot_lake",
+    "plot_lakes",
     "plot_learning_curves",
+    "plot_lines",
+    "plot_probes",
     "plot_q_bars",
+    "plot_q_lakes",
+    "plot_sets",
+    "plot_token_costs",
     "plot_training_log",
     "plot_trajectories",
+    "plot_values_against_exact",
     "styled",
 ]
 
@@ -179,8 +196,8 @@ def _show_epsilon(ax: Axes, strip: Axes, epsilon: np.ndarray) -> None:
     for first, last in _runs(warm_up):
         ax.axvspan(first - 0.5, last + 0.5, color=PALE, alpha=0.55, linewidth=0, zorder=0)
     first, last = _runs(warm_up)[0]
-    ax.text((first + last) / 2, 0.985, "warm-up: some moves are forced at random", ha="center", va="top", fontsize=8.5,
-            color=GREY)  # fmt: skip
+    ax.text((first + last) / 2, -0.005, "warm-up: some moves are forced at random", ha="center", va="bottom",
+            fontsize=8.5, color=GREY)  # fmt: skip
     strip.imshow(epsilon[None], aspect="auto", cmap="Greys", vmin=0, vmax=1.6,
                  extent=(-0.5, len(epsilon) - 0.5, 0, 1))  # fmt: skip
     values, starts = _steps(epsilon)
@@ -226,6 +243,31 @@ def _label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], last: float, ga
         )  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------------------- costs
+
+
+@styled
+def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8192, title: str = "") -> Figure:
+    """Length of a history: player -> way of writing -> tokens; bars on a logarithmic axis, the context as a line."""
+    ways = list(dict.fromkeys(way for costs in tokens.values() for way in costs))
+    figure, axes = new_figure(8.4, 0.5 + 0.3 * len(tokens) * len(ways))
+    ax = axes[0, 0]
+    for i, (way, color) in enumerate(zip(ways, (BLUE, ORANGE, GREY), strict=False)):
+        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * 0.26
+        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.22, color=color, label=way)
+        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
+        ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
+    ax.axvline(context, color=RED, linewidth=1.5, zorder=2)
+    ax.text(context, -0.66, f" context: {context:,}", color=RED, fontsize=8.5, va="bottom")
+    ax.set_yticks(range(len(tokens)), list(tokens))
+    ax.set(ylim=(len(tokens) - 0.45, -0.65), xscale="log", xlabel="tokens (logarithmic)")
+    ax.set_title(title, pad=20)
+    ax.margins(x=0.12)
+    ax.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1.05), ncols=len(ways))
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------------------ values
 
 
@@ -241,7 +283,7 @@ def plot_q_bars(
         label: of the axis, for example "logit".
     """
     groups = q if isinstance(q, Mapping) else {"": q}
-    figure, axes = new_figure(max(3.4, 2.5 * len(groups)), 2.7, 1, len(groups), sharey=True)
+    figure, axes = new_figure(max(3.4, 3.0 * len(groups)), 2.7, 1, len(groups), sharey=True)
     for ax, (name, values) in zip(axes[0], groups.items(), strict=True):
         values = np.asarray(values, float)
         if values.shape != (len(ACTIONS),):

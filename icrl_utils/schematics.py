@@ -41,7 +41,7 @@ def picture_00() -> Figure:
     figure, axes = new_figure(9.2, 3.0, 1, 2, gridspec_kw={"width_ratios": [1, 2.9]})
     draw_lake(axes[0, 0], EXAMPLE, known={8})
     axes[0, 0].set_title("All that it is told:\n“you stand on tile 8”", fontsize=10)
-    ax = _canvas(axes[0, 1], 9.7, 4)
+    ax = _canvas(axes[0, 1], 10.2, 4)
     _box(ax, 0.1, 1.25, 1.9, 1.5, "a network\nweights frozen")
     _arrow(ax, (2.1, 2.3), (2.9, 2.3), "move")
     _arrow(ax, (2.9, 1.6), (2.1, 1.6), "read")

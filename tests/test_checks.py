@@ -198,7 +198,7 @@ def test_learn_from_wrong(wrong, reason, capsys):
 def test_the_reference_answers_agree_with_the_package():
     """What the checks take for right is what the course's own code does."""
     history = HistoryFormat("compact")
-    words = "8 right 9 down hole reset 8 left 8 limit reset 8 up 4 right goal reset 8 up 4 up 0".split()
+    words = "8 right 9 down hole reset 8 left 8 left limit reset 8 up 4 right goal reset 8 up 4 up 0".split()
     d = history.decisions(history.tokenize(" ".join(words))[None])
     assert d.position[d.valid].tolist() == positions(words)
     names = np.where(d.terminated, "reward", np.where(d.has_target, "next", "nothing"))[d.valid]

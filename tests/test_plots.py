@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.patches import Polygon
 from matplotlib.text import Annotation
 
 from icrl_utils import plots
@@ -159,6 +160,21 @@ def test_q_triangle_of_an_action_lies_on_its_side(action, towards):
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
+def test_q_lakes_share_their_colours():
+    """The same number has the same colour in every panel, also where another panel goes beyond 1."""
+    exact = LAKE.optimal_values()
+    figure = plots.plot_q_lakes(LAKE, {"exact": exact, "doubled": 2 * exact})
+
+    def triangles(ax):
+        return [
+            to_hex(patch.get_facecolor()) for patch in ax.patches if isinstance(patch, Polygon) and patch.get_fill()
+        ]
+
+    colour_of = [dict(zip([t for t in texts(ax) if "." in t], triangles(ax), strict=True)) for ax in figure.axes[:2]]
+    assert colour_of[0]["1.00"] != colour_of[1]["2.00"]
+    assert colour_of[0][".00"] == colour_of[1][".00"]
+
+
 def test_q_of_another_map_is_refused():
     with pytest.raises(ValueError, match=r"q has shape \(9, 4\): give \[16, 4\]"):
         plots.plot_lake(LAKE, q=np.zeros((9, 4)))
@@ -184,6 +200,22 @@ def test_trajectories_have_a_panel_each_with_title_length_and_end():
     figure = plots.plot_trajectories(LAKE, {"early": DEATH, "late": WIN}, known={"early": {8}, "late": range(16)})
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["early\n2 moves: hole", "late\n5 moves: goal"]
     assert texts(figure.axes[0]).count("?") == 15 and texts(figure.axes[1]).count("?") == 0
+
+
+def test_lakes_side_by_side_have_one_scale():
+    small = LakeMap(("SFF", "FFG"))
+    figure = plots.plot_lakes({"a": LAKE, "b": small}, columns=3)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b", ""]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert len(figure.axes[1].patches) == 6
+
+
+def test_token_costs_have_a_bar_for_each_player_and_way():
+    tokens = {"oracle": {"compact": 100, "paper": 1000}, "loops": {"compact": 6060, "paper": 30000}}
+    ax = plots.plot_token_costs(tokens).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [100, 6060, 1000, 30000]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["oracle", "loops"]
+    assert ax.lines[0].get_xdata()[0] == 8192
 
 
 # ---------------------------------------------------------------------------------------------------------- history

@@ -1,0 +1,299 @@
+# %% [markdown]
+# # 00 · Start here: can a network learn without changing?
+#
+# ![A lake in fog, a frozen network, and a growing text](../assets/figures/notebook_00.png)
+#
+# A network with frozen weights is put on a frozen lake it has never seen. It is told one number: the tile it stands
+# on. It dies, and dies again; some episodes later it walks to the goal on the shortest way. No weight has moved.
+# **Where did the learning happen?**
+#
+# | | |
+# | --- | --- |
+# | **Goals** | See in-context RL happen; know what its curve must be compared with; check your set-up |
+# | **Prerequisites** | Python; you have heard of neural networks |
+# | **Reading** | 20 minutes |
+# | **Run time** | smoke 15 s · cpu 1 min on two cores |
+# | **Peak memory** | 1.2 GB |
+# | **Downloads** | none |
+#
+# The course in one line: here you watch the effect; [01](01_environment_and_history.ipynb) turns a game into text,
+# [02](02_q_values_from_logits.ipynb) reads values out of a Llama, [03](03_replay_and_target_networks.ipynb) and
+# [04](04_lora_dqn_training.ipynb) train them, [05](05_generalization.ipynb) asks how far it carries.
+
+# %% [markdown]
+# ## Is everything in place?
+#
+# `doctor` lists versions, memory, GPU and whether the shipped weights are unaltered. Lines that begin with `!` need
+# your attention; put the whole output into a bug report. What you see on the web page is the machine that made it.
+
+# %%
+from icrl_utils import doctor, get_profile
+
+profile = get_profile()  # smoke, cpu, t4 or full: how much is computed, set by ICRL_PROFILE
+print(doctor.report())
+
+# %% [markdown]
+# ## The game
+#
+# One lake will accompany us through all notebooks: number 430 of 500 that are *held out*. Nothing in this course was
+# ever trained on them. You start on **S** and want to reach the star. Dark discs are holes: one step in, and the
+# episode ends with nothing. Then a new episode begins, on the same lake.
+
+# %%
+from icrl_utils import held_out_maps
+from icrl_utils.plots import plot_lake
+
+lake = held_out_maps("in_distribution")[430]
+plot_lake(lake, title=f"The lake as it is: {lake.optimal_steps(8)} moves from S to the goal")
+
+# %% [markdown]
+# The player does not get this picture. All it is ever told is **the number of the tile it stands on**, and when an
+# episode ends, how: goal, hole, or cut off after 100 moves. Not the width of the lake, not where the holes are, not
+# even that a goal exists. At the beginning, its world looks like this:
+
+# %%
+plot_lake(lake, known={8}, title="The lake as the player knows it at first")
+
+# %% [markdown]
+# ## First attempt: luck
+#
+# A fair four-sided die also finds the goal now and then. `rollout` lets any player play any number of lakes; 300
+# copies of our lake tell us how much luck is worth here.
+
+# %%
+from icrl_utils import rollout
+from icrl_utils.baselines import RandomPolicy
+
+luck = rollout(RandomPolicy(), [lake] * 300, schedule="greedy", episodes=10, seed=0)
+outcome = {name: (luck.outcome == code).mean() for code, name in ((1, "goal"), (2, "hole"), (3, "limit"))}
+print({name: round(float(share), 2) for name, share in outcome.items()})
+
+# %% [markdown]
+# Expected: about one episode in ten reaches the goal, and the tenth episode is no better than the first. Luck does
+# not learn.
+#
+# ## Second attempt: a trained network without memory
+#
+# Load the agent that comes with the course: a Llama of about one million parameters, trained on thousands of *other*
+# lakes. `memory=False` clears its context at every new episode, so it begins each one knowing nothing about this lake.
+
+# %%
+from icrl_utils import load_agent
+
+forgetful = load_agent("assets/adapters/dqn", memory=False)
+without_memory = rollout(forgetful, [lake], schedule="greedy", episodes=10, seed=0)
+for episode in without_memory.episodes(0)[:5]:
+    print(" ".join(map(str, episode.tiles[:12])), "..." if episode.steps > 11 else "", "->", episode.outcome)
+
+# %% [markdown]
+# Expected: five times the very same walk. The weights hold what is true of lakes *in general*. What is true of *this*
+# lake cannot be in them: nobody knew it when they were trained. And a player whose situation is the same at the
+# beginning of each episode must do the same each time.
+#
+# ## The idea: do not clear the context
+#
+# A language model reads a text and predicts what comes next. So write down everything that happens, episode after
+# episode, and let the *same* network read it all before each move. With $h_t$ the history up to now, $\theta$ the
+# frozen weights, $a_t$ the action and $o_{t+1}$ what comes back from the lake:
+#
+# $$a_t = \arg\max_a Q_\theta(h_t, a), \qquad h_{t+1} = h_t \, a_t \, o_{t+1}$$
+#
+# $Q_\theta(h, a)$ is the network's estimate of how much reward will follow if it takes $a$ after $h$. In ordinary
+# reinforcement learning experience changes $\theta$. Here $\theta$ is the same at every $t$; **only $h$ grows**.
+# Training (notebooks 03 and 04) did not teach the network this lake. It taught it to *learn lakes*.
+#
+# *(Test that the code does what this equation says: `tests/test_equations.py::test_00_*`.)*
+
+# %%
+from icrl_utils.history import HistoryFormat
+
+agent = load_agent("assets/adapters/dqn")
+weights_before = {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
+played = rollout(agent, [lake], schedule="paper", seed=0)
+episodes = played.episodes(0)
+text = HistoryFormat("compact").render(episodes)
+print(f"{len(episodes)} episodes are {len(text.split())} words of history. They begin:\n{text[:230]} ...")
+
+# %% [markdown]
+# `schedule="paper"` helps it explore, as in the paper that this course follows: in the first twenty episodes some
+# moves are forced at random (all of them in the first two, one in ten in the last two). In the last ten it is on its
+# own. Three of the thirty episodes, with the tiles it had visited by then:
+
+# %%
+from icrl_utils.plots import plot_trajectories
+
+chosen = {"early: episode 0": 0, "middle: episode 12": 12, "late: episode 29": 29}
+paths = {title: episodes[i] for title, i in chosen.items()}
+known = {title: {tile for episode in episodes[: i + 1] for tile in episode.tiles} for title, i in chosen.items()}
+plot_trajectories(lake, paths, known)
+
+# %% [markdown]
+# Expected: a random walk first, a way to the goal at the end. The claim was that no weight has moved. Check it:
+
+# %%
+unchanged = all(tensor.equal(weights_before[name]) for name, tensor in agent.model.state_dict().items())
+assert unchanged, "a weight changed while the agent played: this would not be in-context learning"
+print(f"{sum(tensor.numel() for tensor in weights_before.values()):,} weights, none has changed")
+
+# %% [markdown]
+# ## One death, one lesson
+#
+# We can ask the network directly. Here is a history: it went right, then down, and fell into the hole 13. Now it is
+# on tile 9 again. What does it think of its four moves, with and without that memory?
+
+# %%
+from icrl_utils.plots import plot_q_bars
+
+after_a_death = "8 right 9 down hole reset 8 right 9"
+q = {"no memory: “9”": agent.q_values("9"), "after the death: “8 right 9 down hole …”": agent.q_values(after_a_death)}
+plot_q_bars(q, title="Q of the four moves on tile 9")
+
+# %% [markdown]
+# Expected: after the death, the bar of *down* is close to zero. The network was not retrained; it *read* that down
+# leads into a hole. Two histories, one network, two opinions: that is in-context learning in one picture.
+
+# %%
+change = agent.q_values(after_a_death)[1] - agent.q_values("9")[1]
+print(f"Q(down on tile 9) changes by {change:+.2f} when the history tells of the death")
+
+# %% [markdown]
+# ## One lake is an anecdote
+#
+# Perhaps we were lucky. So: many held-out lakes, thirty episodes each, and beside the agent two players that cannot
+# learn. All three meet the same luck: the same start tiles and the same forced random moves. The band is a 95 %
+# interval; it comes from drawing the *lakes* anew, since episodes on one lake depend on each other.
+
+# %%
+from icrl_utils.plots import plot_learning_curves
+
+lakes = held_out_maps("in_distribution")[: profile.maps // 4]
+players = [agent, forgetful, RandomPolicy()]
+records = {player.name: rollout(player, lakes, schedule="paper", seed=0) for player in players}
+plot_learning_curves(records, title="The same weights, with and without memory", resamples=profile.bootstrap)
+
+# %% [markdown]
+# Expected: all three begin near .15, where every move is random. Then the agent leaves the others behind. (In the
+# `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.)
+#
+# ## A trap: what does the curve have to be compared with?
+#
+# It is tempting to divide the end of the curve by its beginning and to report the ratio as improvement. The next cell
+# does that for a player who knows the map and *cannot* learn anything: the oracle, which always walks the shortest way.
+
+# %%
+from icrl_utils.baselines import OraclePolicy
+
+oracle = rollout(OraclePolicy(), held_out_maps("in_distribution")[:200], schedule="paper", seed=0)
+first, last = oracle.success[:, :2].mean(), oracle.success[:, -10:].mean()
+print(f"oracle: {first:.2f} in the first two episodes, {last:.2f} in the last ten: {last / first - 1:+.0%}")
+
+# %% [markdown]
+# Hundreds of percent of "learning", in a player that has nothing to learn. The first episodes are random *whoever
+# plays*, because the schedule forces every move there. A rising curve shows that the schedule ends. What shows
+# learning is the distance to a player that differs in **one** thing only: the memory-less agent has the same weights,
+# the same lakes, the same luck, and no memory. Each difference below is taken lake by lake, then averaged.
+
+# %%
+from icrl_utils.statistics import interval
+
+gain = (records["agent"].success * 1.0 - records["memory-less"].success)[:, -10:].mean(axis=1)
+mean, low, high = interval(gain, resamples=profile.bootstrap)
+print(f"what memory adds in the last ten episodes: {mean:+.2f} (95 % interval {low:+.2f} to {high:+.2f})")
+
+# %% [markdown]
+# ## Exercise 1: does it die twice in the same way?
+#
+# *Difficulty: easy. About 10 minutes.*
+#
+# Success mixes two skills, finding the goal and staying alive. The purest sign of memory is the second one: **never
+# step into a hole by an edge that has killed you before.** An *edge* is a pair (tile, action), such as "9, down".
+#
+# Count the repeated deaths in a list of episodes. An `Episode` has `tiles` (where it stood; the last one is where it
+# ended), `actions` (0 left, 1 down, 2 right, 3 up) and `outcome` (`"goal"`, `"hole"` or `"limit"`).
+
+
+# %% tags=["exercise"]
+def repeat_deaths(episodes: list) -> int:
+    """How many episodes end in a hole by a (tile, action) that already killed in an earlier one?"""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+from icrl_utils import checks
+
+checks.check_repeat_deaths(repeat_deaths)
+
+
+# %% tags=["solution"]
+def repeat_deaths(episodes: list) -> int:
+    deadly, repeated = set(), 0
+    for episode in episodes:
+        if episode.outcome == "hole":
+            edge = (episode.tiles[-2], episode.actions[-1])  # where it stood, what it did
+            repeated += edge in deadly
+            deadly.add(edge)
+    return repeated
+
+
+# %% [markdown]
+# The package has the same count for all lakes at once (`statistics.repeat_deaths`). In the last ten episodes, where
+# nothing is forced, a player that remembers should have none:
+
+# %%
+from icrl_utils.history import HOLE
+from icrl_utils.statistics import repeat_deaths as repeat_deaths_of_all
+
+for name, r in records.items():
+    again = repeat_deaths_of_all(r.tiles, r.actions, r.steps, r.outcome == HOLE)[:, -10:]
+    deaths = (r.outcome == HOLE)[:, -10:].sum()
+    print(f"{name:12s} {deaths:3d} deaths in {again.size} episodes, {again.sum():3d} by an edge that had killed before")
+
+# %% [markdown]
+# ## Now you
+#
+# A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. It plays greedily
+# from its first move on, without forced exploration. Its score of an episode appears when you have played it. Can you
+# do better than a million weights? Run the cell in Jupyter, and click.
+
+# %%
+from icrl_utils.widgets import play_against_agent
+
+unseen = held_out_maps("in_distribution")[153]
+game = play_against_agent(agent, unseen, episodes=8)
+game
+
+# %% [markdown]
+# While you play, watch yourself: you write a map in your head, you try what you have not tried, you avoid what killed
+# you. None of this is in your genes as "tile 13 is a hole". It is in your memory, and your genes are what makes your
+# memory useful. Weights and context divide the work in the same way. For readers without Jupyter: the agent's own
+# score on that lake.
+
+# %%
+for number, episode in enumerate(game.opponent):
+    print(f"episode {number}: {episode.outcome:5s} after {episode.steps:3d} moves")
+
+# %% [markdown]
+# Do not be surprised to see it stuck: where nothing is forced, the agent may walk in a circle until it is cut off.
+# Exploring well is harder than using what is known, for this agent and for the paper's. Notebook 05 measures it.
+#
+# ## Recap
+#
+# - **In-context reinforcement learning**: weights stay frozen, experience accumulates in the text that the network
+#   reads. $a_t = \arg\max_a Q_\theta(h_t, a)$, and only $h_t$ grows.
+# - The right comparison is the *same* agent without memory, on the same lakes with the same luck. The beginning of a
+#   curve with forced random moves is not the agent.
+# - One lake is an anecdote; intervals are over lakes.
+# - A repeated death is the simplest measurable failure of memory.
+#
+# ## Further reading
+#
+# - Rentschler and Roberts, *RL + Transformer = A General-Purpose Problem Solver*, [arXiv 2501.14176](https://arxiv.org/abs/2501.14176):
+#   the paper that this course follows, with a Llama 3.1 8B.
+# - Laskin et al., *In-context Reinforcement Learning with Algorithm Distillation*, [arXiv 2210.14215](https://arxiv.org/abs/2210.14215):
+#   the same effect from imitating a learning algorithm.
+# - Lee et al., *Supervised Pretraining Can Learn In-Context Reinforcement Learning*, [arXiv 2306.14892](https://arxiv.org/abs/2306.14892):
+#   the same effect from optimal actions as labels, which our agent never sees.
+# - Duan et al., *RL²: Fast Reinforcement Learning via Slow Reinforcement Learning*, [arXiv 1611.02779](https://arxiv.org/abs/1611.02779):
+#   the older idea, with a recurrent network.
+#
+# Next: [01, how does a game become text?](01_environment_and_history.ipynb)

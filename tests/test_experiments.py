@@ -163,3 +163,13 @@ def test_run_experiment_in_the_smoke_profile(monkeypatch, tmp_path, capsys):
     }  # fmt: skip
     assert len(np.unique(table["map"])) == PROFILES["smoke"].maps
     assert "posterior sampling" in capsys.readouterr().out
+
+
+def test_shipped_agents_are_all_training_seeds_and_the_memory_less_twin(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "ASSETS", tmp_path)
+    monkeypatch.setattr(experiments, "load_agent", lambda folder, memory=True: (folder.name, memory))
+    for name in ("dqn-seed-1", "dqn", "dqn-seed-2", "ia3"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / "adapter_config.json").touch()
+    expected = [("dqn", True), ("dqn-seed-1", True), ("dqn-seed-2", True), ("dqn", False)]
+    assert experiments.shipped_agents("dqn") == expected

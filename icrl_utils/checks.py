@@ -313,3 +313,119 @@ def check_fit_readout(fit_readout: Callable[..., tuple[float, float]], seed: int
 
 def _numbers(values) -> str:
     return "[" + ", ".join(f"{float(value):.3f}" for value in values) + "]"
+
+
+# ---------------------------------------------------------------------------------- 03 replay and target networks
+
+
+@student_check
+def check_td_targets(td_targets: Callable[..., torch.Tensor], seed: int = 0) -> str:
+    """td_targets(q_online [B, D, 4], q_target, reward [B, D], terminated bool, gamma) -> [B, D] without gradient."""
+    for k in range(10):
+        generator = torch.Generator().manual_seed(1_000 * seed + k)
+        b, d, gamma = 3, 4 + k % 3, (0.9, 0.7)[k % 2]
+        online, target = torch.rand(2, b, d, 4, generator=generator)
+        terminated = torch.rand(b, d, generator=generator) < 0.4
+        terminated[0], terminated[1, 0], terminated[1, 1] = False, True, False  # every kind of row is there
+        reward = (terminated & (torch.rand(b, d, generator=generator) < 0.5)).float()
+        reward[1, 0] = 1.0
+        given = _answer(td_targets, online.requires_grad_(), target.requires_grad_(), reward, terminated, gamma)
+        require(isinstance(given, torch.Tensor), f"td_targets gives a {type(given).__name__}, it has to be a tensor.")
+        shape = f"one target for each of {b} x {d} decisions, shape ({b}, {d}); yours has shape {tuple(given.shape)}"
+        require(given.shape == (b, d), f"{shape}. The maximum runs over the last axis, the four actions.")
+        batch = online.detach(), target.detach(), reward, terminated, gamma
+        wanted = _td_targets(*batch)
+        if not torch.allclose(given.detach().float(), wanted, atol=1e-5):
+            raise Wrong(_td_mistake(given.detach().float(), wanted, *batch))
+        require(not given.requires_grad, "the numbers are right, but gradient flows through the target: the network "
+                "could then shrink its error by moving the *target*. Compute it under torch.no_grad().")  # fmt: skip
+    return "ten random batches: chosen by one network, valued by the other, ends respected, no gradient."
+
+
+def _td_targets(choose, value, reward, terminated, gamma, shift: int = 1, axis: int = -1):
+    """The right targets, or with other arguments the wrong ones that students write; ``shift``: whose value is used."""
+    here = value.gather(-1, choose.argmax(axis, keepdim=True)).flatten(1)
+    padded = torch.nn.functional.pad(here, (1, 1))
+    return reward + gamma * padded[:, 1 + shift : 1 + shift + here.shape[1]] * ~terminated
+
+
+def _td_mistake(given, wanted, online, target, reward, over, gamma) -> str:
+    never = torch.zeros_like(over)
+    mistakes = [
+        (_td_targets(online, target, reward, never, gamma), "you bootstrap through the end of an episode. There the "
+         "next decision belongs to *another* episode: where terminated, the target is the reward alone"),
+        (_td_targets(target, target, reward, over, gamma), "the target network both chooses and values, so its lucky "
+         "errors are chosen. In double DQN the *online* network chooses the action, the target network values it"),
+        (_td_targets(online, online, reward, over, gamma), "the value comes from the online network. It only chooses; "
+         "the target network values"),
+        (_td_targets(target, online, reward, over, gamma), "the roles are exchanged: online chooses, target values"),
+        (_td_targets(online, target, reward, over, gamma, shift=0), "off by one: you use the values at the decision "
+         "itself; wanted are those of the next decision, d + 1"),
+        (_td_targets(online, target, reward, over, gamma, shift=-1), "off by one: you use the values of the decision "
+         "before; wanted are those of the next one, d + 1"),
+        (_td_targets(online, target, reward, over, 1.0), "gamma is missing: the next value counts for gamma times as "
+         "much as a reward now"),
+        (_td_targets(online, target, 0 * reward, over, gamma), "the reward is missing: y = r + ..."),
+    ]  # fmt: skip
+    if online.shape[1] == 4:
+        axis = _td_targets(online, target, reward, over, gamma, axis=1)
+        mistakes.append((axis, "your argmax runs over the decisions (axis 1); wanted is the best of four *actions*"))
+    for mistake, reason in mistakes:
+        if torch.allclose(given, mistake, atol=1e-5):
+            return f"{reason}."
+    if torch.allclose(given[:, :-1], wanted[:, :-1], atol=1e-5):
+        return ("all right but the last decision of a row: it has no successor in the row, so bootstrap from 0 there "
+                "(torch.roll would go around to the first decision).")  # fmt: skip
+    row, column = divmod(int((given - wanted).abs().argmax()), given.shape[1])
+    how = "terminated" if over[row, column] else "not terminated"
+    facts = f"reward {reward[row, column]:.0f}, {how}, gamma {gamma}"
+    if column + 1 < given.shape[1]:
+        facts += f", next online {_numbers(online[row, column + 1])}, next target {_numbers(target[row, column + 1])}"
+    return f"decision {column} ({facts}) has the target {wanted[row, column]:.3f}, yours is {given[row, column]:.3f}."
+
+
+@student_check
+def check_gets_target(gets_target: Callable[[list], list[bool]], seed: int = 0) -> str:
+    """gets_target(outcomes of the steps after the decisions of a slice) -> may each decision be learned from?"""
+    cases = [
+        ([None, "goal", None, "hole", None], [True, True, True, True, False], "the last decision's successor lies "
+         "beyond the slice: there is nothing to bootstrap from, and r = 0 alone would be false"),
+        ([None, None, "goal"], [True, True, True], "the slice ends with a goal: there the reward is the whole truth, "
+         "no successor is needed. Dropping it throws away the most valuable step (the paper's code does)"),
+        (["hole"], [True], "the slice ends with a hole: there the reward is the whole truth, no successor is needed"),
+        ([None, "limit", None, "hole"], [True, False, True, True], "a step that was cut off ('limit') gets no target: "
+         "the game would have gone on, and the text does not show the next decision"),
+        ([None, "limit"], [True, False], "a cut-off at the end of a slice is a cut-off: no target"),
+    ]  # fmt: skip
+    rng = np.random.default_rng(seed)
+    kinds = [None, None, None, "goal", "hole", "limit"]
+    for _ in range(20):
+        outcomes = [kinds[i] for i in rng.integers(6, size=rng.integers(1, 9))]
+        wanted = [o in ("goal", "hole") or (o is None and i + 1 < len(outcomes)) for i, o in enumerate(outcomes)]
+        cases.append((outcomes, wanted, "ends get a target, cut-offs none, the others if a decision follows"))
+    for outcomes, wanted, reason in cases:
+        answer = _answer(gets_target, outcomes)
+        given = [bool(value) for value in _as_list(answer)]
+        require(len(given) == len(wanted), f"{outcomes}: {len(wanted)} decisions, but you return {len(given)} values.")
+        require(given == wanted, f"{outcomes} -> you say {given}, it is {wanted}: {reason}.")
+    return "ends, cut-offs and the last decision of a slice, on 25 slices."
+
+
+@student_check
+def check_alpha_for(alpha_for: Callable[..., float], seed: int = 0) -> str:
+    """alpha_for(steps, share=0.99) -> Polyak factor that makes ``share`` of the way in ``steps`` updates."""
+    rng = np.random.default_rng(seed)
+    cases = [(1, 0.5), (2, 0.75), (100, 0.99)]
+    cases += [(int(rng.integers(2, 2000)), float(rng.uniform(0.1, 0.999))) for _ in range(10)]
+    for steps, share in cases:
+        alpha = float(_answer(alpha_for, steps, share))
+        require(0 < alpha <= 1, f"steps={steps}, share={share:.3g}: alpha = {alpha:.3g} is not in (0, 1].")
+        made = 1 - (1 - alpha) ** steps
+        if abs(made - share) < 1e-3:
+            continue
+        require(abs(alpha - share / steps) > 1e-9, "the way is not made in equal pieces: each update makes alpha of "
+                "what is *left*, so after n updates (1 - alpha)^n is left.")  # fmt: skip
+        require(abs(alpha - (1 - share ** (1 / steps))) > 1e-9, "you have exchanged what is made and what is left: "
+                "(1 - alpha)^n is what is *left* of the way.")  # fmt: skip
+        raise Wrong(f"with alpha = {alpha:.4g}, {steps} updates make {made:.1%} of the way; wanted is {share:.1%}.")
+    return "after n updates (1 - alpha)^n of the way is left."

@@ -111,6 +111,80 @@ def picture_02() -> Figure:
     return figure
 
 
+@styled
+def picture_03() -> Figure:
+    """A network whose target is its own guess, and one whose target comes from a slow copy."""
+    figure, axes = new_figure(9.2, 2.6, 1, 2)
+    for ax, slow_copy in zip(axes[0], (False, True), strict=True):
+        _canvas(ax, 9, 4.6)
+        _box(ax, 0.2, 2.6, 2.6, 1.3, "network")
+        ax.text(6.1, 3.55, "guess  Q(s, a)", fontsize=10, va="center")
+        ax.text(6.1, 1.15, "target  r + γ max Q(s′, ·)", fontsize=10, va="center")
+        _arrow(ax, (2.9, 3.55), (5.9, 3.55))
+        _arrow(ax, (7.2, 1.6), (7.2, 3.1))
+        ax.text(7.35, 2.35, "learn", fontsize=8.5, color=GREY, va="center")
+        if slow_copy:
+            _box(ax, 0.2, 0.5, 2.6, 1.3, "slow copy")
+            _arrow(ax, (2.9, 1.15), (5.9, 1.15))
+            _arrow(ax, (1.5, 2.55), (1.5, 1.9))
+            ax.text(1.7, 2.2, "follows, 10 % a step", fontsize=8.5, color=GREY, va="center")
+        else:
+            _arrow(ax, (2.4, 2.55), (5.9, 1.15), color=RED)
+            ax.text(2.5, 0.9, "moves with every step,\ntoo, and always ahead", fontsize=8.5, color=RED, va="center")
+        title = "target network: the target stands still for a while" if slow_copy else "naive: after its own guess"
+        ax.set_title(title, fontsize=10)
+    return figure
+
+
+@styled
+def picture_04() -> Figure:
+    """A frozen stack of layers, a small adapter on each, and where the gradient goes."""
+    figure, axes = new_figure(9.2, 3.1)
+    ax = _canvas(axes[0, 0], 12.4, 4.2)
+    _tokens(ax, 0.1, 0.3, "8 right 9 down hole reset 8".split(), decisions=(6,), width=0.62)
+    ax.text(0.1, 0.0, "histories of ever new lakes", fontsize=8.5, color=GREY, va="center")
+    for layer in range(4):
+        y = 1.3 + 0.66 * layer
+        ax.add_patch(Rectangle((0.3, y), 3.6, 0.5, facecolor=PALE, edgecolor=GREY, linewidth=0.8))
+        ax.text(2.1, y + 0.25, "W  frozen", ha="center", va="center", fontsize=9, color=GREY)
+        ax.text(4.15, y + 0.25, "+", ha="center", va="center", fontsize=11)
+        ax.add_patch(Rectangle((4.4, y), 0.2, 0.5, facecolor=KINDS["action"], edgecolor=GREY, linewidth=0.8))
+        ax.add_patch(Rectangle((4.7, y + 0.15), 0.9, 0.2, facecolor=KINDS["action"], edgecolor=GREY, linewidth=0.8))
+        ax.text(5.75, y + 0.25, "B A", fontsize=9, va="center")
+    _arrow(ax, (2.1, 0.8), (2.1, 1.25))
+    _arrow(ax, (6.3, 3.53), (7.4, 3.53))
+    for i, height in enumerate((0.5, 0.32, 0.8, 0.42)):
+        face = BLUE if i == 2 else "#A9CCE3"
+        ax.add_patch(Rectangle((7.6 + 0.45 * i, 3.1), 0.36, height, facecolor=face))
+        ax.text(7.78 + 0.45 * i, 2.92, ARROWS[ACTIONS[i]], ha="center", va="center", fontsize=9.5)
+    ax.text(9.6, 3.45, "Q at every decision", fontsize=9.5, va="center")
+    ax.text(9.6, 1.75, "TD error against\nr + γ Q of the next decision", fontsize=9.5, va="center")
+    _arrow(ax, (8.4, 2.72), (9.45, 1.95))
+    _arrow(ax, (9.4, 1.5), (6.4, 1.5), color=RED)
+    ax.text(6.55, 1.2, "gradient: into the small\nmatrices only", fontsize=8.5, color=RED, va="center")
+    return figure
+
+
+@styled
+def picture_05() -> Figure:
+    """Kinds of unseen: a new lake, a larger one, one that changes, one known in two halves."""
+    larger = LakeMap(("FFFFHF", "SFHFFF", "FFFFHF", "HFFFFF", "FFHFSF", "FGFFFH"))
+    other = LakeMap(("SFFF", "HFHF", "FFFH", "GFFF"))
+    known = EXAMPLE.starts[0]
+    figure, axes = new_figure(9.2, 2.5, 1, 4)
+    draw_lake(axes[0, 0], EXAMPLE, known={known})
+    axes[0, 0].set_title("a new lake", fontsize=10)
+    draw_lake(axes[0, 1], larger, known={6, 28})
+    axes[0, 1].set_title("a larger one", fontsize=10)
+    draw_lake(axes[0, 2], other, known={0, 1, 2, 3, 7})
+    axes[0, 2].set_title("another one, unannounced", fontsize=10)
+    draw_lake(axes[0, 3], EXAMPLE, known={8, 9, 5, 6, 10, 2, 3})
+    draw_path(axes[0, 3], EXAMPLE, DETOUR, color=RED)
+    draw_path(axes[0, 3], EXAMPLE, Episode((6, 2, 3), (UP, RIGHT), "goal"))
+    axes[0, 3].set_title("known in two halves", fontsize=10)
+    return figure
+
+
 def _canvas(ax: Axes, width: float, height: float) -> Axes:
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.axis("off")
@@ -125,8 +199,10 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str) -
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=GREY, linewidth=1.2))
+def _arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "", color: str = GREY
+) -> None:
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=color, linewidth=1.2))
     if label:
         ax.text((start[0] + end[0]) / 2, start[1] + 0.18, label, ha="center", fontsize=8.5, color=GREY)
 
@@ -146,7 +222,10 @@ def _tokens(
         x += wide + 0.06
 
 
-PICTURES = {"notebook_00.png": picture_00, "notebook_01.png": picture_01, "notebook_02.png": picture_02}
+PICTURES = {
+    f"notebook_0{i}.png": draw
+    for i, draw in enumerate((picture_00, picture_01, picture_02, picture_03, picture_04, picture_05))
+}
 
 
 def main() -> None:

@@ -76,10 +76,12 @@ def plot_lines(
         axes[0, 0].set_ylim(*ylim)
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    handles = {}
     for ax in axes.flat:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if len(handles) > 1:
+    if len(handles) > 1 and len(panels) == 1:
+        axes[0, 0].legend(handles.values(), handles.keys(), fontsize=8.5)
+    elif len(handles) > 1:
         names = {"ncols": min(4, len(handles)), "fontsize": 8.5, "loc": "outside upper right"}
         figure.legend(handles.values(), handles.keys(), **names)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)

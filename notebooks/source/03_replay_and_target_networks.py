@@ -1,0 +1,748 @@
+# %% [markdown]
+# # 03 · Why does naive bootstrapping fail?
+#
+# ![A network that runs after its own guess, and one whose target stands still](../assets/figures/notebook_03.png)
+#
+# Q-learning asks a network to agree with its own guess about the next step. Nobody tells it the right answer. **How
+# can a value that is learned from a value become true, and why does the obvious way blow up?**
+#
+# | | |
+# | --- | --- |
+# | **Goals** | see Q-learning run away, and what stops it; TD targets by hand; five ways to get them wrong |
+# | **Prerequisites** | notebooks 01 (histories, decisions) and 02 (Q from logits); expectation, gradient |
+# | **Reading** | 45 minutes |
+# | **Run time** | smoke 30 s · cpu 2 min on two cores |
+# | **Peak memory** | 0.9 GB |
+# | **Downloads** | none |
+
+# %%
+import copy
+
+import numpy as np
+import torch
+
+from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, checks, get_profile, plots
+from icrl_utils.dqn import polyak_update, td_loss, td_targets
+from icrl_utils.history import GOAL, HOLE, LIMIT
+from icrl_utils.lake import DEFAULT_MAP, TRAINING_MAPS, held_out_maps, training_maps
+from icrl_utils.replay import RANDOM_PLAY, Behaviour, ReplayBuffer, collect, make_batch
+
+profile = get_profile()
+small = profile.name == "smoke"  # the same cells, fewer steps: what they show is then not to be taken seriously
+
+# %% [markdown]
+# ## 1 · The naive way, failing
+#
+# Take one lake, so small that the exact answer is known. Value iteration gives $Q^*(s, a)$: what the best player will
+# get, discounted by 0.9 a move, after taking action $a$ on tile $s$.
+
+# %%
+lake = DEFAULT_MAP
+exact = torch.tensor(lake.optimal_values(gamma=0.9), dtype=torch.float32)
+plots.plot_lake(lake, q=exact.numpy(), title="What a perfect learner would believe: Q*")
+
+# %% [markdown]
+# Now learn this table from random play, with a small network that is told row and column of a tile. The obvious way is
+# three lines long. For every move $(s, a, r, s')$ that was played, in the order played, compute
+#
+# $$y = r + 0.9 \max_{a'} Q(s', a')$$
+#
+# *with the network itself* ($y = r$ if the move ended the episode), and take a gradient step on $(Q(s, a) - y)^2$.
+# First the data: random moves, on many copies of the lake at once.
+
+
+# %%
+def random_play(env, rounds, seed=0):
+    """For each round, on all lakes of ``env``: tile, action, reward, next tile, whether the move ended the episode,
+    whether the clock did, and whether it was a move at all (the step after an end only begins a new episode)."""
+    rng = np.random.default_rng(seed)
+    (tile, _), begins = env.reset(seed=seed), np.zeros(env.num_envs, bool)
+    for _ in range(rounds):
+        action = rng.integers(4, size=env.num_envs)
+        next_tile, reward, terminated, truncated, _ = env.step(action)
+        yield tile, action, reward, next_tile, terminated, truncated & ~terminated, ~begins
+        tile, begins = next_tile, terminated | truncated
+
+
+# %%
+SEEDS, MOVES = 8, 8000
+rounds = random_play(FrozenLakeVectorEnv([lake] * SEEDS), MOVES)
+data = [torch.from_numpy(np.stack(column, axis=1)) for column in zip(*rounds, strict=True)]  # each [SEEDS, MOVES]
+print(f"{SEEDS} times {MOVES:,} rounds; times that the goal was reached:", data[2].sum(1, dtype=int).tolist())
+
+# %% [markdown]
+# One run proves nothing, so we train eight networks side by side, each on its own play: the weights of all eight are
+# stacked, and one batched product computes the table $Q$ of all 16 tiles for each of them.
+
+# %%
+place = torch.tensor([divmod(tile, lake.width) for tile in range(lake.n_tiles)]) / 3
+
+
+def new_networks(sizes=(2, 64, 64, 4)):
+    """Matrices and biases of SEEDS small networks."""
+    generator, weights = torch.Generator().manual_seed(0), []
+    for n, m in zip(sizes[:-1], sizes[1:], strict=True):
+        matrix = (torch.rand(SEEDS, n, m, generator=generator) * 2 - 1) / n**0.5
+        weights += [matrix.requires_grad_(), torch.zeros(SEEDS, 1, m, requires_grad=True)]
+    return weights
+
+
+# %%
+def q_tables(weights):
+    """Q of every tile, for every network: [SEEDS, tiles, 4]."""
+    hidden = torch.baddbmm(weights[1], place.expand(SEEDS, -1, -1), weights[0])
+    for matrix, bias in zip(weights[2::2], weights[3::2], strict=True):
+        hidden = torch.baddbmm(bias, hidden.relu(), matrix)
+    return hidden
+
+
+# %% [markdown]
+# The loop has two switches, both off in the naive way. `replay`: draw the 32 moves of a step at random from everything
+# that was played, instead of the 32 latest. `slow_copy`: take the maximum from a copy of the network that follows it
+# slowly (section 9), instead of from the network itself.
+
+# %%
+STEPS, LOOK = (100, 10) if small else (2000, 20)
+
+
+# %%
+def learn(replay, slow_copy):
+    """Tables [looks, SEEDS, tiles, 4], one look every LOOK steps."""
+    online, draw, run = new_networks(), torch.Generator().manual_seed(1), torch.arange(SEEDS)[:, None]
+    slow, looks, adam = [weight.detach().clone() for weight in online], [], torch.optim.Adam(online, lr=3e-3)
+    for step in range(STEPS):
+        at = torch.randint(MOVES, (SEEDS, 32), generator=draw) if replay else torch.arange(32) + 32 * step % MOVES
+        tile, action, reward, next_tile, over, _, is_move = (column[run, at] for column in data)
+        best = q_tables(slow if slow_copy else online).detach().amax(-1)
+        y = reward.float() + 0.9 * best[run, next_tile] * ~over
+        q = q_tables(online)
+        loss = (is_move * (q[run, tile, action] - y) ** 2).mean(1).sum()  # summed over networks: they do not mix
+        adam.zero_grad(), loss.backward(), adam.step()
+        polyak_update(slow, online, alpha=0.01)
+        looks += [q.detach()] if step % LOOK == LOOK - 1 else []
+    return torch.stack(looks)
+
+
+# %%
+ways = {
+    "naive": learn(replay=False, slow_copy=False),
+    "replay": learn(replay=True, slow_copy=False),
+    "slow copy": learn(replay=False, slow_copy=True),
+    "replay and slow copy": learn(replay=True, slow_copy=True),
+}
+ordinary = [tile for tile in range(lake.n_tiles) if tile not in lake.holes + lake.goals]
+x = np.arange(LOOK, STEPS + 1, LOOK)
+errors = {name: (((q - exact)[:, :, ordinary] ** 2).mean((2, 3)).sqrt()).numpy() for name, q in ways.items()}
+plots.plot_lines(
+    {name: {"error of Q": (x, error)} for name, error in errors.items()}, log="y", columns=2,
+    xlabel="gradient steps", ylabel="root mean square error of Q", reference={"largest possible return": 1.0},
+    title="The same data, the same network, eight seeds (thin) and their median",
+)  # fmt: skip
+
+
+# %% [markdown]
+# An error above 1 is absurd: no return of this game is larger than 1, and a network that always answered 0 would be
+# nearer to the truth. Does it matter for play? Let each network walk greedily from the start.
+
+
+# %%
+def reaches_goal(q):
+    tile = lake.starts[0]
+    for _ in range(20):
+        tile = int(lake.next_tile[tile, int(q[tile].argmax())])
+    return tile in lake.goals
+
+
+print(f"{'':32s}{'median error':>14s}{'largest Q ever':>16s}{'reach the goal':>16s}")
+for name, q in ways.items():
+    walks = sum(reaches_goal(table) for table in q[-1])
+    print(f"{name:32s}{np.median(errors[name][-1]):14.3f}{float(q[:, :, ordinary].max()):16.1f}{walks:13d}/{SEEDS}")
+
+# %% [markdown]
+# ## 2 · The idea
+#
+# Three things that are harmless one by one feed each other here (Sutton and Barto call them the deadly triad):
+#
+# - **bootstrapping**: the target contains a guess;
+# - **function approximation**: raising $Q$ on one tile raises it on its neighbours too, the *next* tile among them, and
+#   so raises its own target;
+# - **off-policy data**: random play visits a tile near the start a hundred times before it visits the goal once, so the
+#   few true rewards are outvoted by guesses.
+#
+# The remedies are those of DQN (Mnih et al. 2015). A **target network**, a slow copy that takes no gradient, makes the
+# target stand still long enough to be reached. **Replay** mixes old and new moves, so that what is learned near the
+# goal is not unlearned while the player walks about elsewhere.
+#
+# In the figure the slow copy does the work, and replay alone does not stop the explosion. That replay adds so little
+# here has a reason: random play on one small lake is well mixed already. Its time comes when the lake changes and
+# when the player's habits change, that is, in our real data.
+#
+# Be careful with the conclusion: it is *this* network with *these* settings that explodes. A table instead of a network
+# cannot (nothing is shared between tiles), a lucky learning rate may not, and a target network makes divergence
+# rare rather than impossible. Our own recipe adds a stronger belt: values go through a sigmoid (notebook 02), so that
+# they cannot leave [0, 1] whatever happens inside.
+#
+# The rest of this notebook builds these parts for histories instead of tiles, and tests each one alone.
+
+# %% [markdown]
+# ## 3 · Behaviour: from random to nearly optimal
+#
+# Nothing in DQN asks the data to be good; the network learns what *would* have been best from whatever was done. But
+# it must see how goals are reached, and it must see all kinds of mistakes, or it will not know their value. So the
+# players of our data differ: each lake gets one of skill between "random" and "nearly optimal", rising within a set of
+# 20 to 40 episodes. A skilled move is either a shortest-path move (that player knows the map) or the greedy move of a
+# tabular Q-learner, which like the agent we want knows only what it has seen.
+
+# %%
+rng = np.random.default_rng(0)
+lakes = training_maps(TRAINING_MAPS, 60 if small else 600, rng)
+players = {"random play": RANDOM_PLAY, "the mixture used for training": Behaviour()}
+sets = {name: collect(lakes, behaviour, rng) for name, behaviour in players.items()}
+
+
+# %%
+def by_place(play):
+    """Share of episodes that reach the goal: in each tenth of the sets, and in each set, sorted."""
+    first = np.cumsum(play.episodes_per_map) - play.episodes_per_map
+    lake_of = np.repeat(np.arange(len(first)), play.episodes_per_map)
+    tenth = 10 * (np.arange(len(lake_of)) - first[lake_of]) // play.episodes_per_map[lake_of]
+    goal = play.outcome == GOAL
+    return np.bincount(tenth, goal) / np.bincount(tenth), np.sort(np.bincount(lake_of, goal) / play.episodes_per_map)
+
+
+# %%
+titles = ["by place within a set, % of its episodes", "by set, sorted from worst to best, % of the sets"]
+panels = {title: {} for title in titles}
+for name, play in sets.items():
+    for title, share in zip(titles, by_place(play), strict=True):
+        panels[title][name] = (100 * (np.arange(len(share)) + 0.5) / len(share), share)
+plots.plot_lines(panels, xlabel="%", ylabel="episodes that reach the goal", ylim=(0, 1.03))
+
+# %% [markdown]
+# The optimal moves occur in the *behaviour* only. They never are a target: what the network is told is which action
+# was taken and what reward came, never which action would have been right.
+#
+# One thing is guarded by the package and not by discipline. The lakes that every figure of this course is measured on
+# are held out, and collecting refuses to play them:
+
+# %%
+try:
+    collect(held_out_maps("in_distribution")[:3], RANDOM_PLAY, rng)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## 4 · Replay of sets
+#
+# DQN on Atari replays single moves. Our network reads histories, so the unit of replay is a *slice*: 384 tokens from
+# the episodes of one lake and one player. In what order should the episodes of a set stand in a slice?
+#
+# - **as played**: skill rises from left to right, as it will when the agent itself learns;
+# - **shuffled**: the paper's way. No trend to imitate, and the same set can be shown in many orders. Shuffling also
+#   allows *weights*: successful episodes five times as likely (`hi`), or a fifth as likely (`low`); the
+#   paper calls this data quality. Good episodes come first, poor ones fall off the end of the slice.
+
+# %%
+history = HistoryFormat("compact")
+buffer = ReplayBuffer(collect(lakes[:12], Behaviour(), np.random.default_rng(3), min_tokens=384), history)
+orders = {"as played": ("as_played", "mid"), "shuffled": ("shuffled", "mid"), "shuffled, hi": ("shuffled", "hi"),
+          "shuffled, low": ("shuffled", "low")}  # fmt: skip
+codes = {int(history.tokenize(word)[0]): code for word, code in (("goal", GOAL), ("hole", HOLE), ("limit", LIMIT))}
+panels = {}
+for name, (order, quality) in orders.items():
+    slices = buffer.slices(np.arange(12), 384, np.random.default_rng(4), order, quality)
+    panels[name] = [[codes[token] for token in ids.tolist() if token in codes] for ids in slices]
+plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in four ways")
+
+# %% [markdown]
+# Rows differ in length because a bad player's episodes cost more tokens: more failures, fewer episodes.
+#
+# A lake is used once: a fresh one is drawn for every slice (sampling is fast, see notebook 01). The paper trained on
+# 250 lakes, and its training loss went on falling after the test loss had stopped: with few lakes the cheapest way to
+# a small loss is to recognise the lake and recall it, which is no learning in context. `TrainConfig(map_pool=250)`
+# lets you try.
+
+# %% [markdown]
+# ## 5 · TD targets, by hand
+#
+# A slice of $T$ tokens holds $D$ decisions $d = 0, 1, \dots$ in time order. With $r_d$ the reward of the
+# step that followed, and $e_d = 1$ if that step ended the episode at a goal or a hole, the double-DQN target is
+#
+# $$y_d = r_d + \gamma\,(1 - e_d)\;Q_{\text{target}}\bigl(d{+}1,\ a^\star\bigr),\qquad
+#   a^\star = \arg\max_a Q_{\text{online}}(d{+}1, a)$$
+#
+# (code: `icrl_utils.dqn.td_targets`; compared with this equation, one decision at a time, by
+# `test_td_targets_equal_the_written_equation`). The next decision of the row is the successor, *unless* the episode
+# ended: then the next decision belongs to another episode, which the action did not cause.
+
+# %%
+text = "8 right 9 down hole reset 8 right 9 right 10 left"
+plots.plot_history_tokens(text, title="Five decisions: one death, then another try")
+
+# %% [markdown]
+# Let us invent the values of both networks and do the arithmetic with pencil and paper.
+
+# %%
+q_online = [[2, 3, 5, 1], [2, 6, 3, 1], [1, 2, 6, 0], [3, 1, 7, 2], [4, 9, 8, 1]]  # one row a decision, in tenths;
+q_target = [[2, 2, 4, 1], [3, 4, 8, 1], [1, 3, 5, 1], [2, 1, 5, 9], [3, 6, 7, 2]]  # columns: left, down, right, up
+d = history.decisions(history.tokenize(text)[None])
+n = d.valid.sum()
+reward, terminated = torch.from_numpy(d.reward[:, :n]), torch.from_numpy(d.terminated[:, :n])
+online, target = torch.tensor([q_online, q_target])[:, None] / 10
+y = td_targets(online, target, reward, terminated, gamma=0.9)[0]
+
+# %%
+by_hand = [
+    0 + 0.9 * 0.4,  # next is decision 1: online prefers down (.6), which the target network values at .4
+    0.0,  # died: no future, whatever the next decision (a new episode) is worth
+    0 + 0.9 * 0.5,  # next is decision 3: online prefers right (.7), valued .5; up would be .9, but is not chosen
+    0 + 0.9 * 0.6,  # next is decision 4: online prefers down (.9), valued .6
+    float("nan"),  # its successor lies beyond the slice
+]
+print("decision   by hand   td_targets   is learned from")
+for i in range(n):
+    print(f"{i:8d}{by_hand[i]:10.2f}{y[i]:13.2f}   {'yes' if d.has_target[0, i] else 'no'}")
+
+# %% [markdown]
+# Four mistakes are so common that you should be able to recognise each by its numbers: bootstrapping through the death
+# (decision 1 would get .45), one network for both jobs (decision 0 would get .72), aligning a decision with
+# itself instead of its successor, and letting gradient flow through the target. The last is
+# the meanest, because nothing in the numbers of $y$ changes.
+#
+# ### Exercise 1 · TD targets (medium, 15 minutes)
+# Write them yourself. The check knows the four mistakes and some more.
+
+
+# %% tags=["exercise"]
+def my_td_targets(q_online, q_target, reward, terminated, gamma):
+    """q_online, q_target: [B, D, 4]; reward: [B, D]; terminated: bool [B, D]. Returns targets [B, D], no gradient.
+
+    The last decision of a row has no successor in the row: bootstrap from 0 there.
+    """
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_td_targets(my_td_targets)
+
+
+# %% tags=["solution"]
+def my_td_targets(q_online, q_target, reward, terminated, gamma):
+    with torch.no_grad():
+        best = q_online.argmax(-1, keepdim=True)  # the online network chooses ...
+        value = q_target.gather(-1, best)[..., 0]  # ... the target network values
+        following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)  # of the next decision
+        return reward + gamma * following * ~terminated
+
+
+# %% [markdown]
+# ## 6 · Cut off is not dead
+#
+# An episode that reaches the step limit is *truncated*: somebody stopped the clock. The game would have gone on, so
+# $y = r$ says something false, namely that from there nothing can be gained any more. The paper treats truncation as an
+# end. How much does that cost? Measure it where the answer is exact: random play on our lake, cut off after only 12
+# moves, and tables that average their targets until nothing changes.
+
+# %%
+rounds = random_play(FrozenLakeVectorEnv([lake] * 500, step_limit=12), 100 if small else 400)
+moves = [np.concatenate(column) for column in zip(*rounds, strict=True)]
+is_move = moves[-1]
+tile, action, reward, next_tile, over, cut = (column[is_move] for column in moves[:-1])
+print(f"{len(tile):,} moves, {cut.mean():.1%} of them cut off")
+
+
+def solve(ends, used):
+    """The table in which every (tile, action) equals the mean of its own targets."""
+    edge, q = (4 * tile + action)[used], np.zeros(64)
+    for _ in range(200):
+        target = reward + 0.9 * q.reshape(16, 4).max(1)[next_tile] * ~ends
+        q = np.bincount(edge, target[used], minlength=64) / np.maximum(np.bincount(edge, minlength=64), 1)
+    return q.reshape(16, 4)
+
+
+# %%
+everything = np.ones(len(tile), bool)
+meanings = {
+    "cut off = the end (the paper)": solve(over | cut, everything),
+    "cut off: no target (ours)": solve(over, ~cut),
+    "cut off: bootstrap from where it stands": solve(over, everything),
+    "exact": exact.numpy(),
+}
+for meaning, q in meanings.items():
+    error = np.abs(q - exact.numpy())[ordinary].mean()
+    print(f"{meaning:42s} mean error {error:.3f}   worth of the start {q[lake.starts[0]].max():.3f}")
+
+# %% [markdown]
+# Counting a cut-off as an end pulls values down, most of all on tiles where play tends to be when the clock stops.
+# Bootstrapping from the next tile is right, but our text cannot do it: after `limit` comes `reset`, and no decision is
+# ever made on the tile where the clock stopped. So such a step gets **no target**. Leaving out a step costs
+# information, but says nothing false. The same holds for the last decision of a slice, whose successor
+# we do not see, *unless* the slice still tells that it led to a goal or a hole: then the reward is the whole truth.
+#
+# ### Exercise 2 · Which decisions get a target? (easy, 10 minutes)
+
+
+# %% tags=["exercise"]
+def gets_target(outcomes):
+    """outcomes: how the steps after the decisions of one slice ended, in order, each "goal", "hole", "limit" or None
+    (the episode went on). Returns a list of bool: may this decision be learned from?"""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_gets_target(gets_target)
+
+
+# %% tags=["solution"]
+def gets_target(outcomes):
+    last = len(outcomes) - 1
+    return [outcome in ("goal", "hole") or (outcome is None and d < last) for d, outcome in enumerate(outcomes)]
+
+
+# %% [markdown]
+# ## 7 · The maximum of noisy values is too large
+#
+# Suppose four actions are all worth exactly 0.5, and a network knows each value up to an error of 0.1. The *maximum* of
+# its four guesses is not 0.5 on average: it picks whichever error is luckiest. Bootstrapping hands this
+# surplus on, step after step. Two networks with independent errors do better: one chooses, the other values, and
+# the luck of the chooser is no luck for the other.
+
+# %%
+rng, surplus = np.random.default_rng(0), {"one network": [], "two networks": []}
+candidates = [2, 4, 16, 64, 256, 1024, 8192, 128_256]
+for k in candidates:
+    chooser, other = rng.normal(0.5, 0.1, (2, max(20, 400_000 // k), k))
+    surplus["one network"].append(chooser.max(-1).mean() - 0.5)
+    surplus["two networks"].append(np.take_along_axis(other, chooser.argmax(-1)[:, None], -1).mean() - 0.5)
+lines = {name: (candidates, values) for name, values in surplus.items()}
+plots.plot_lines({"": lines}, log="x", xlabel="candidates for the maximum (all worth the same; each known up to 0.1)",
+                 ylabel="too much", title="How much too large is the maximum?")  # fmt: skip
+
+# %% [markdown]
+# The right end of the axis is not a joke. The paper's released code takes the maximum in the *target* over all 128,256
+# words of the vocabulary, although only four of them are actions and only four were ever trained. Ours runs over the
+# four (`td_targets` never sees another column).
+#
+# Does it matter where learning is going on? On a slippery lake the targets themselves are random. We train many tables
+# from random play, with the step size 0.5, so that their values keep on jumping, and look at what they believe the
+# start is worth. `single` values with the table that chooses; `double` keeps two tables, and each learns from its own
+# choice and the other's value (van Hasselt 2010).
+
+# %%
+puddle, ROWS, ROUNDS = LakeMap(("SFF", "FFG")), 256, 400 if small else 4000
+truth = puddle.optimal_values(gamma=0.9, slippery=True)[0].max()
+tables = {"single": np.zeros((1, ROWS, 6, 4)), "double": np.zeros((2, ROWS, 6, 4))}
+beliefs, row, rng = {name: [] for name in tables}, np.arange(ROWS), np.random.default_rng(1)
+for step in random_play(FrozenLakeVectorEnv([puddle] * ROWS, slippery=True), ROUNDS):
+    tile, action, reward, next_tile, over, _, is_move = step
+    for name, q in tables.items():
+        mine = rng.integers(len(q), size=ROWS)  # which table learns and chooses; the other one, if any, values
+        best = q[mine, row, next_tile].argmax(1)
+        y = reward + 0.9 * q[len(q) - 1 - mine, row, next_tile, best] * ~over
+        q[mine, row, tile, action] += 0.5 * is_move * (y - q[mine, row, tile, action])
+        beliefs[name].append(q[-1, row, 0, q[0, :, 0].argmax(1)].mean())
+
+# %%
+lines = {name: (np.arange(0, ROUNDS, 50), values[::50]) for name, values in beliefs.items()}
+plots.plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the start", reference={"exact": truth},
+                 title=f"A slippery lake of six tiles: mean belief of {ROWS} tables")  # fmt: skip
+
+# %% [markdown]
+# The single maximum settles well above the truth, and more data does not help: the noise that feeds it never ends. The
+# double one learns more slowly and stays a little *below*, which is the safer side to err on.
+#
+# DQN's online and target network are not independent: one is a delayed copy of the other. So double DQN removes a
+# part of the bias, not all. On lakes that do not slip, with four actions and values squeezed into [0, 1], do not
+# expect a large effect; it costs nothing, since both networks have computed their values anyway.
+
+# %% [markdown]
+# ## 8 · A target network for the price of an adapter
+#
+# A copy of an 8-billion-parameter model costs 16 GB. But DQN changes only a small adapter on a frozen base (notebook
+# 04), so the copy has to hold the adapter only: two adapters, `ONLINE` and `TARGET`, on one base.
+
+# %%
+from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, load_base, target_network
+from icrl_utils.qvalues import QNetwork, QReadout
+
+model = add_adapters(load_base(profile.base_path), kind="lora", rank=32)
+net = QNetwork(model, history.action_ids, QReadout())
+online, target = adapter_parameters(model, ONLINE), adapter_parameters(model, TARGET)
+size = {"base": sum(p.numel() for name, p in model.named_parameters() if "lora" not in name),
+        "online adapter": sum(p.numel() for p in online.values()),
+        "target adapter": sum(p.numel() for p in target.values())}  # fmt: skip
+for name, count in size.items():
+    print(f"{name:16s}{count:10,} parameters")
+
+# %% [markdown]
+# Four properties make this a target network. They look obvious, and each was wrong in some published code: it
+# must start as an equal copy (LoRA draws one of its factors at random, *per adapter*); it must take no gradient; one
+# optimizer step must not move it; and the block that uses it must give the online network back.
+
+# %%
+batch = make_batch(buffer.slices(np.arange(4), 128, np.random.default_rng(0)), history)
+with target_network(model):
+    z_target, _ = net(batch.ids, batch.position)
+z, _ = net(batch.ids, batch.position)
+print("equal at the start:          ", torch.equal(z, z_target))
+y = td_targets(net.readout.q(z), net.readout.q(z_target), batch.reward, batch.terminated, gamma=0.9)
+td_loss(z, batch.action, y, batch.has_target, "bce").backward()
+print("gradient in the online one:  ", any(p.grad is not None for p in online.values()))
+others = [p for name, p in model.named_parameters() if f".{ONLINE}" not in name]
+print("none in target or base:      ", all(p.grad is None for p in others))
+
+# %%
+before = [p.detach().clone() for p in target.values()]
+torch.optim.AdamW(online.values(), lr=1e-2).step()
+print("a step leaves it in peace:   ", all(map(torch.equal, before, target.values())))
+with target_network(model):
+    print("... and what it computes:    ", torch.equal(net(batch.ids, batch.position)[0], z_target))
+print("afterwards online again:     ", not torch.equal(net(batch.ids, batch.position)[0], z_target))
+
+# %% [markdown]
+# ## 9 · Polyak averaging, and how half a digit stops it
+#
+# After every optimizer step the target adapter $\bar\theta$ moves a little towards the online one $\theta$:
+#
+# $$\bar\theta \leftarrow (1 - \alpha)\,\bar\theta + \alpha\,\theta$$
+#
+# (code: `icrl_utils.dqn.polyak_update`, test `test_polyak_update_equals_the_written_equation`). After $n$ steps the
+# weight of what it was at first is $(1 - \alpha)^n$: with $\alpha = 0.1$ half of it is forgotten after 7 steps, with
+# $\alpha = 0.01$ after 69.
+#
+# The paper compares these two and finds $\alpha = 0.01$ worse. But its target adapter is kept in **bfloat16**, which
+# has 8 significant bits: next to 1.0 lie 0.9961 and 1.0078. A step smaller than half of that gap is rounded
+# away *completely*, every time. Let an online parameter jump from 1.0 (where IA3's factors start) to 1.2 and follow it:
+
+# %%
+steps = np.arange(400)
+
+
+def follow(alpha, dtype, start, goal):
+    """The course of one target parameter after the online one has jumped from ``start`` to ``goal``."""
+    value, online_value = torch.tensor(start, dtype=dtype), torch.tensor(goal, dtype=dtype)
+    course = []
+    for _ in steps:
+        course.append(float(value))
+        value = value + alpha * (online_value - value)  # in bfloat16 the sum is rounded to the nearest neighbour
+    return np.array(course)
+
+
+# %%
+panels = {f"α = {alpha}": {str(dtype).removeprefix("torch."): (steps, follow(alpha, dtype, 1.0, 1.2))
+                            for dtype in (torch.float32, torch.bfloat16)} for alpha in (0.1, 0.01)}  # fmt: skip
+plots.plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", reference={"online parameter": 1.2},
+                 title="In bfloat16 the target stops early, or never leaves")  # fmt: skip
+
+# %% [markdown]
+# With $\alpha = 0.01$ in bfloat16 the "target network" is the untrained network for ever, so learning bootstraps from
+# nonsense. What the paper's ablation measures may thus be rounding rather than $\alpha$. (We infer this from its
+# code and from arithmetic; we did not re-run the 8B model.) How much of a whole adapter is stuck depends on where its
+# parameters start, at 1 (IA3) or at 0 (LoRA's B):
+
+# %%
+generator = torch.Generator().manual_seed(0)
+change = 0.05 * torch.randn(10_000, generator=generator)  # by so much training has moved the online parameters
+print(f"{'':34s}{'α = 0.1':>12s}{'α = 0.03':>12s}{'α = 0.01':>12s}")
+for name, start in (("IA3, starts at 1", 1.0), ("LoRA's B, starts at 0", 0.0)):
+    for dtype in (torch.float32, torch.bfloat16):
+        shares = []
+        for alpha in (0.1, 0.03, 0.01):
+            slow, fast = torch.full_like(change, start).to(dtype), (start + change).to(dtype)
+            for _ in range(1000):
+                slow = slow + alpha * (fast - slow)
+            shares.append(((slow - fast).float().abs().sum() / change.abs().sum()).item())
+        print(f"{name:24s}{str(dtype)[6:]:>10s}" + "".join(f"{share:11.0%} " for share in shares))
+
+# %% [markdown]
+# Each number is the part of the way that is still missing after 1,000 steps. This is why both adapters stay in float32
+# in this course, at any size: they are a few megabytes. (One more trap: LoRA's change is the product $BA$, and
+# the average of products is not the product of averages. We average $A$ and $B$, as everybody does; for a slow target
+# the difference is small.)
+
+# %% [markdown]
+# ## 10 · Probe environments: a ladder of things that must work
+#
+# A DQN that learns *something* may still be wrong in half of its parts. Probes are tiny "games" that need exactly one
+# ingredient each, with a known answer. Ours are texts. The learner is the real thing, a Llama read at its decisions,
+# but with one layer of width 32 and all weights trained: it needs a second.
+
+
+# %%
+from icrl_utils.models import new_tiny_llama
+
+
+def small_llama(seed=0, hidden=32):
+    llama = new_tiny_llama(history.vocab_size, history.action_ids, hidden=hidden, layers=1, heads=2, seed=seed)
+    return QNetwork(llama, history.action_ids, QReadout())
+
+
+# %%
+def dqn(net, batch_of_step, steps, gamma=0.9, lr=3e-3, alpha=0.1):
+    """Double DQN on all weights of a small network: the loop of notebook 04 with everything else left out."""
+    slow = copy.deepcopy(net).requires_grad_(False)
+    adam = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0)
+    for step in range(steps):
+        batch = batch_of_step(step)
+        z_target, _ = slow(batch.ids, batch.position)
+        z, _ = net(batch.ids, batch.position)
+        y = td_targets(net.readout.q(z), net.readout.q(z_target), batch.reward, batch.terminated, gamma)
+        loss = td_loss(z, batch.action, y, batch.has_target, "bce") / batch.has_target.sum()
+        adam.zero_grad(), loss.backward(), adam.step()
+        polyak_update(slow.parameters(), net.parameters(), alpha)
+    return net
+
+
+# %% [markdown]
+# Two helpers: texts of different length become one batch (padded at the end, where causal attention never looks), and
+# a text becomes the four Q-values at its end.
+
+
+# %%
+def batch_of(texts):
+    ids = [history.tokenize(text) for text in texts]
+    padded = np.stack([np.pad(i, (0, max(map(len, ids)) - len(i)), constant_values=-1) for i in ids])
+    batch = make_batch(padded, history)  # -1 is padding: no decision is found there ...
+    return batch._replace(ids=batch.ids.clamp(min=0))  # ... but an embedding needs some id
+
+
+@torch.no_grad()
+def q_at_end(net, text):
+    ids = torch.from_numpy(history.tokenize(text))[None]
+    return net.readout.q(net(ids, torch.tensor([[ids.shape[1] - 1]]))[0])[0, 0]
+
+
+# %% [markdown]
+# Five rungs. Read the texts as stories; `right` is asked for in all of them.
+#
+# 1. **reward**: `right` pays, `left` kills. Needs: the value of *the action taken* is trained, and no other.
+# 2. **discount**: the goal lies two moves beyond. Needs $\gamma$ and the *next* decision.
+# 3. **end**: `right` dies, and after the reset a sure win waits. Needs: no bootstrapping across an end.
+# 4. **cut off**: on tile 1, `right` leads towards the goal, but half of the time the clock stops first. Needs: no
+#    target there.
+# 5. **memory**: two lakes with the same tile 0. In one of them `left` pays, in the other `right`. Before the first
+#    move nobody can know; after one episode everybody can. Needs: the network reads the *earlier* episode. This rung
+#    is in-context learning in its smallest form.
+
+# %%
+ways_on = [f"0 {path} {move} hole" for path in ("", "right 1", "right 1 right 2") for move in ("left", "down", "up")]
+two_lakes = [
+    f"0 {first} {'goal' if first == good else 'hole'} reset 0 {then} {'goal' if then == good else 'hole'}"
+    for good in ("left", "right") for first in ("left", "right") for then in ("left", "right")
+]  # fmt: skip
+probes = {  # name: texts, history at which `right` is asked for, value wanted
+    "reward": (["0 right goal", "0 left hole", "0 up hole", "0 down hole"], "0", 1.0),
+    "discount": (["0 right 1 right 2 right goal", *ways_on], "0", 0.81),
+    "end": (["0 right hole reset 1 right goal"], "0", 0.0),
+    "cut off": (["1 right 2 right goal", "1 right limit", "2 left hole", "2 up hole", "2 down hole"], "1", 0.9),
+    "memory": (two_lakes, "0 left hole reset 0", 1.0),
+}
+
+# %% [markdown]
+# A probe is worth something only if it *fails* when its ingredient is broken. So each is run twice, the second time
+# with the damage done to the batch, to $\gamma$, or (for memory) to the history, which is cut before the second
+# episode.
+
+# %%
+damages = {
+    "reward": ("actions shifted by one", lambda b: b._replace(action=(b.action + 1) % 4), {}),
+    "discount": ("γ = 0", lambda b: b, {"gamma": 0.0}),
+    "end": ("bootstraps across the end", lambda b: b._replace(terminated=b.terminated & (b.reward > 0)), {}),
+    "cut off": ("a cut-off counts as an end", lambda b: b._replace(
+        terminated=b.terminated | ~b.has_target, has_target=b.has_target | (b.action == 2)), {}),
+    "memory": ("history cleared", lambda b: b, {}),
+}  # fmt: skip
+
+# %%
+rows = []
+for name, (texts, question, wanted) in probes.items():
+    damage, spoil, options = damages[name]
+    short = [text.split("reset ")[-1] for text in texts] if name == "memory" else texts
+    good, bad = batch_of(texts), spoil(batch_of(short))
+    count = 60 if small else 250
+    learned = q_at_end(dqn(small_llama(), lambda _: good, count), question)[2]  # noqa: B023
+    broken = q_at_end(dqn(small_llama(), lambda _: bad, count, **options), question.split("reset ")[-1])[2]  # noqa: B023
+    rows.append({"probe": name, "wanted": wanted, "learned": float(learned), "broken": float(broken), "damage": damage})
+plots.plot_probes(rows, title="Value of “right”: a ladder of five probes")
+
+# %% [markdown]
+# Climb in this order when something does not learn: the lowest rung that fails names the broken part. The
+# package's own tests have such probes, too, and a few more.
+
+# %% [markdown]
+# ## 11 · The last rung before the real thing: exact Q*
+#
+# Back to the lake of section 1, where everything is known. The same small Llama now learns from histories of random
+# play on this one lake. If all parts are right, then it must arrive at $Q^*$ for every tile and action: not
+# roughly, but to the second digit, although it never saw anybody play well.
+
+# %%
+sets = ReplayBuffer(collect([lake] * 64, RANDOM_PLAY, np.random.default_rng(0), min_tokens=512), history)
+rng, net, stages = np.random.default_rng(1), small_llama(), {}
+LOOKS = (0, 10, 20, 30) if small else (0, 100, 200, 400)
+
+
+def batch_and_look(step):
+    if step in LOOKS:
+        with torch.no_grad():
+            z, _ = net(torch.arange(lake.n_tiles)[:, None], torch.zeros(lake.n_tiles, 1, dtype=int))
+        stages[f"after {step} steps"] = net.readout.q(z)[ordinary, 0].numpy()
+    return make_batch(sets.crossing_slices(16, 64, rng), history)
+
+
+dqn(net, batch_and_look, LOOKS[-1] + 1, lr=5e-3)
+plots.plot_values_against_exact(stages, exact[ordinary].numpy(), title="One lake, a one-layer Llama, random play only")
+
+# %% [markdown]
+# The points settle on the diagonal. So tokens, decisions, targets, loss, read-out and target network work together, and
+# what remains is the question of the course: on *one* lake the network could memorise the table. On a lake that it has
+# never seen, the table must come out of the context.
+
+# %%
+table = np.full((lake.n_tiles, 4), np.nan)
+table[ordinary] = list(stages.values())[-1]
+plots.plot_lake(lake, q=table, title="Learned from random play; compare with the first figure")
+
+# %% [markdown]
+# ### Exercise 3 · How slow is a slow copy? (easy, 10 minutes)
+# The course uses $\alpha = 0.1$ at every optimizer step. A reader wants a target that has made 99 % of the way to a
+# fixed online network after a given number of steps. Which $\alpha$ does that?
+
+
+# %% tags=["exercise"]
+def alpha_for(steps, share=0.99):
+    """The Polyak factor with which, after ``steps`` updates, ``share`` of the way is made. A float in (0, 1]."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_alpha_for(alpha_for)
+
+
+# %% tags=["solution"]
+def alpha_for(steps, share=0.99):
+    return 1 - (1 - share) ** (1 / steps)  # what is left of the way is (1 - alpha) ** steps
+
+
+# %% [markdown]
+# ## Recap
+#
+# - A network that bootstraps from itself can run away from the truth without any bug. A slow target stops it; replay
+#   helps the target network, and did not replace it.
+# - An end is not a cut-off. An end makes $y = r$; a cut-off gives no target; the last decision of a slice
+#   gets one only if the slice tells that it led to an end.
+# - A single maximum over noisy values is too large, the more candidates the worse. Choose with one network, value
+#   with the other, and only among the four actions.
+# - The target network is a second adapter: equal at the start, without gradient, moved by Polyak averaging in float32.
+#   In bfloat16 it can stand still without a warning.
+# - Probes name the broken part; exact Q* proves the whole.
+#
+# **Next:** notebook 04 puts the same loop on the pretrained tiny Llama, with lakes that are new every time.
+#
+# ## Further reading
+# - Sutton and Barto, *Reinforcement Learning*, 2nd ed., chapter 11: the deadly triad.
+# - Mnih et al. 2015, *Human-level control through deep reinforcement learning*: replay and target network.
+# - van Hasselt, Guez, Silver 2016, *Deep reinforcement learning with double Q-learning*, arXiv 1509.06461.
+# - Pardo et al. 2018, *Time limits in reinforcement learning*, arXiv 1712.00378: truncation.
+# - van Hasselt et al. 2018, *Deep reinforcement learning and the deadly triad*, arXiv 1812.02648: how often it bites.
+# - Rentschler and Roberts 2025, arXiv 2501.14176: the method that this course follows.

@@ -1,0 +1,140 @@
+"""Every equation of a notebook, written down once more in plain code and compared with what the package computes.
+
+``test_NN_*`` belongs to notebook NN, which names its tests.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from icrl_utils.baselines import RandomPolicy
+from icrl_utils.history import Episode, HistoryFormat
+from icrl_utils.lake import ACTIONS, PRETRAINING_MAPS
+from icrl_utils.models import new_tiny_llama
+from icrl_utils.qvalues import QNetwork, QReadout, backbone
+from icrl_utils.rollout import Agent, rollout
+from icrl_utils.tokenizers import make_paper_tokenizer
+
+COMPACT = HistoryFormat("compact")
+PAPER_TOKENIZER = make_paper_tokenizer()
+PAPER = HistoryFormat("paper", PAPER_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_tiny_llama(COMPACT.vocab_size, COMPACT.action_ids, hidden=32, layers=2, heads=2, seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def random_play():
+    """Episodes with all three endings on lakes of many sizes."""
+    records = rollout(RandomPolicy(), PRETRAINING_MAPS.sample(30, seed=1), "greedy", episodes=5, seed=1, step_limit=9)
+    episodes = [episode for i in range(30) for episode in records.episodes(i)]
+    assert {episode.outcome for episode in episodes} == {"goal", "hole", "limit"}
+    return episodes
+
+
+# --------------------------------------------------------------------------------------------------- 00 start here
+
+
+def test_00_the_agent_plays_the_largest_q_of_its_history(model):
+    """a_t = argmax_a Q(h_t, a), h_{t+1} = h_t a_t o_{t+1}: the same as asking for Q with the whole text each time."""
+    agent = Agent(model, COMPACT, QReadout())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    records = rollout(agent, PRETRAINING_MAPS.sample(3, seed=5), "greedy", episodes=3, seed=0, step_limit=8)
+    asked = 0
+    for i in range(3):
+        past: list[Episode] = []
+        for episode in records.episodes(i):
+            for t, action in enumerate(episode.actions):
+                history = COMPACT.render([*past, Episode(episode.tiles[: t + 1], episode.actions[:t])])
+                assert agent.q_values(history).argmax() == action
+                asked += 1
+            past.append(episode)
+    assert asked > 20
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------- 01 environment and history
+
+
+def test_01_tile_numbers():
+    """tile = row * width + column, and the four moves in these coordinates."""
+    for lake in PRETRAINING_MAPS.sample(50, seed=2):
+        for tile in set(range(lake.n_tiles)) - {*lake.goals, *lake.holes}:
+            row, column = next(
+                (r, c) for r in range(lake.height) for c in range(lake.width) if r * lake.width + c == tile
+            )
+            assert lake.rows[row][column] in "SF"
+            around = [(row, column - 1), (row + 1, column), (row, column + 1), (row - 1, column)]
+            inside = [(r, c) if 0 <= r < lake.height and 0 <= c < lake.width else (row, column) for r, c in around]
+            assert [r * lake.width + c for r, c in inside] == lake.next_tile[tile].tolist()
+
+
+def test_01_tokens_of_a_history(random_play):
+    compact = sum(2 * e.steps + 2 for e in random_play)
+    paper = sum(10 * e.steps + 7 + 7 * (e.outcome == "goal") + 5 * (e.outcome == "limit") for e in random_play)
+    assert len(COMPACT.tokenize(COMPACT.render(random_play))) == compact
+    assert len(PAPER.tokenize(PAPER.render(random_play))) == paper
+
+
+@pytest.mark.parametrize("history", [COMPACT, PAPER], ids=["compact", "paper"])
+def test_01_decisions(history, random_play):
+    """D = {t : x_{t+1} is an action word}; in the paper's text the role "action" is another word than any action."""
+    ids = history.tokenize(history.render(random_play))
+    found = history.decisions(ids[None])
+    wanted = [t for t in range(len(ids) - 1) if ids[t + 1] in history.action_ids]
+    assert found.position[found.valid].tolist() == wanted
+    assert len(wanted) == sum(e.steps for e in random_play)
+
+
+# ------------------------------------------------------------------------------------------ 02 Q-values from logits
+
+
+def test_02_read_out(model, random_play):
+    """Q(h_t, a) = sigmoid(s (w_a . h_t) - c), and w_a . h_t is the logit of the model's own forward pass."""
+    readout = QReadout(scale=0.7, offset=1.3)
+    ids = torch.from_numpy(COMPACT.tokenize(COMPACT.render(random_play[:4])))[None]
+    d = COMPACT.decisions(ids.numpy())
+    position = torch.from_numpy(d.position[d.valid])[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, position[0]][:, COMPACT.action_ids]
+        z, _ = QNetwork(model, COMPACT.action_ids, readout)(ids, position)
+        h = backbone(model)(ids).last_hidden_state[0, position[0]]
+    w = model.lm_head.weight.detach()
+    by_hand = np.array([[float(w[a] @ h[t]) for a in COMPACT.action_ids] for t in range(len(h))])
+    np.testing.assert_allclose(by_hand, logits, atol=1e-5)
+    q_by_hand = 1 / (1 + np.exp(-(0.7 * by_hand - 1.3)))
+    np.testing.assert_allclose(readout.q(z)[0], q_by_hand, atol=1e-5)
+    text = COMPACT.render([*random_play[:3], Episode((random_play[3].tiles[0],), ())])
+    last = len(COMPACT.tokenize(text)) - 1
+    asked = Agent(model, COMPACT, readout).q_values(text)
+    np.testing.assert_allclose(asked, q_by_hand[position[0].tolist().index(last)], atol=1e-5)
+
+
+def test_02_bytes_of_logits(model):
+    """B T V b bytes for full logits, B D 4 b for what DQN uses."""
+    B, T, D = 3, 20, 7
+    ids, position = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, D, dtype=torch.int64)
+    with torch.no_grad():
+        full = model(ids).logits
+        z, _ = QNetwork(model, COMPACT.action_ids, QReadout())(ids, position)
+    assert full.nbytes == B * T * COMPACT.vocab_size * full.itemsize
+    assert z.nbytes == B * D * len(ACTIONS) * z.itemsize
+
+
+def test_02_gap_of_two_actions(model):
+    """|z_a - z_b| = s |(w_a - w_b) . h| <= s |w_a - w_b| |h|: parallel rows cannot tell actions apart."""
+    s = 1.7
+    readout = QReadout(scale=s, offset=0.4)
+    ids = torch.randint(0, 64, (4, 30), generator=torch.Generator().manual_seed(0))
+    position = torch.arange(30).expand(4, -1)
+    w = model.lm_head.weight[COMPACT.action_ids].detach()
+    with torch.no_grad():
+        z, _ = QNetwork(model, COMPACT.action_ids, readout)(ids, position)
+        h = backbone(model)(ids).last_hidden_state
+    for a in range(4):
+        for b in range(a):
+            gap = (z[..., a] - z[..., b]).abs()
+            torch.testing.assert_close(gap, s * (h @ (w[a] - w[b])).abs(), atol=1e-4, rtol=1e-4)
+            assert (gap <= s * (w[a] - w[b]).norm() * h.norm(dim=-1) + 1e-5).all()

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from icrl_utils.history import OUTCOMES, Episode, HistoryFormat
 from icrl_utils.lake import ACTIONS, STEP_LIMIT, LakeMap
-from icrl_utils.plots import ARROWS, Curves, plot_learning_curves, plot_trajectories, success_by_policy
+from icrl_utils.lake_plots import ARROWS
+from icrl_utils.plots import Curves, plot_learning_curves, plot_trajectories, success_by_policy
 from icrl_utils.rollout import Policy, Records, rollout
 
 
@@ -64,8 +65,8 @@ class LearningCurveExplorer(ipywidgets.VBox):
         success = success_by_policy(group)
         chosen = {policy: success[policy][: self.maps.value] for policy in self.policies.value}
         return plot_learning_curves(
-            chosen, _epsilon(group, name), smooth=self.smoothing.value, title=f"Schedule: {name}",
-            resamples=self.resamples,
+            chosen, _epsilon(group, name), smooth=self.smoothing.value,
+            title=f"Schedule: {name}" if len(self.curves) > 1 else "", resamples=self.resamples,
         )  # fmt: skip
 
     def _offer_policies(self, change: object = None) -> None:
@@ -167,7 +168,9 @@ class PlayAgainstAgent(ipywidgets.VBox):
         }
         for action, button in enumerate(self.buttons.values()):
             button.on_click(lambda _, action=action: self._move(action))
-        self.reveal = ipywidgets.Button(description="Show the lake", button_style="info")
+        self.reveal = ipywidgets.Button(
+            description="Show the lake (spoiler)", button_style="info", layout=ipywidgets.Layout(width="14em")
+        )
         self.reveal.on_click(self._reveal)
         self.view, self.table, self.output = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
         self._message = "Where is the goal? Nobody tells you: try."

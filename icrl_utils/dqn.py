@@ -15,20 +15,35 @@ from torch.nn import functional as F
 LOSSES = ("bce", "mse")
 
 
-def td_targets(q_online: Tensor, q_target: Tensor, reward: Tensor, terminated: Tensor, gamma: float) -> Tensor:
+def td_targets(
+    q_online: Tensor,
+    q_target: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    gamma: float,
+    repeated: Tensor | None = None,
+) -> Tensor:
     """Double-DQN targets y_d = r_d + gamma (1 - terminated_d) Q_target(d+1, argmax_a Q_online(d+1, a)).
 
     The online network *chooses* the next action, the target network *values* it, which removes the upward bias of
     taking one maximum for both (van Hasselt et al. 2016). The maximum runs over the four actions only.
 
+    With ``repeated`` the backup is the *consistent* one (Bellemare et al. 2016): where a move led nowhere (a wall), the
+    next value is Q_target(d+1, action_d), as if the agent went on bumping. The best action stays the best, but a wall
+    is worth 0 instead of gamma times the tile before it: a gap that a noisy Q cannot overlook.
+
     Args:
         q_online, q_target: [B, D, 4] values, not logits. reward: [B, D]. terminated: bool [B, D].
+        repeated: int64 [B, D], action_d where the move led nowhere and -1 elsewhere; None is the plain backup.
     Returns:
         [B, D] float targets without gradient. The last decision of a row has no successor in the row: its target
         is right only if it terminated, and the caller masks it otherwise.
     """
     with torch.no_grad():
         best = q_online.argmax(dim=-1, keepdim=True)
+        if repeated is not None:
+            arrived_by = F.pad(repeated[:, :-1], (1, 0), value=-1).unsqueeze(-1)  # the move before each decision
+            best = torch.where(arrived_by >= 0, arrived_by, best)
         value = q_target.gather(-1, best).squeeze(-1)
         next_value = F.pad(value[:, 1:], (0, 1))
         return reward + gamma * next_value.masked_fill(terminated, 0.0)

@@ -71,6 +71,7 @@ class TrainConfig(RunConfig):
     loss: Literal["bce", "mse"] = "bce"
     gamma: float = 0.9
     polyak: float = 0.1
+    consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
     offset: float = 1.0  # read-out, see QReadout
     scale: float = 1.0
     world_model: float = 0.1  # weight of the auxiliary next-observation loss
@@ -270,7 +271,9 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     run = Run(config, accelerator, tensors, optimizers, parameters, resume, progress)
 
     for batch in run.batches(batches(data, run.step, accelerator)):
-        z, y, logits = q_and_targets(net, model, batch, readout, config.gamma, bool(config.world_model))
+        z, y, logits = q_and_targets(
+            net, model, batch, readout, config.gamma, bool(config.world_model), config.consistent
+        )
         # Of all processes: data parallelism averages their gradients.
         count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
         loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / count
@@ -301,7 +304,13 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
 
 
 def q_and_targets(
-    net: nn.Module, model: PeftModel, batch: Batch, readout: QReadout, gamma: float, observations: bool = False
+    net: nn.Module,
+    model: PeftModel,
+    batch: Batch,
+    readout: QReadout,
+    gamma: float,
+    observations: bool = False,
+    consistent: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The two forward passes of a DQN step.
 
@@ -315,8 +324,18 @@ def q_and_targets(
     with target_network(model):
         z_target, _ = net(batch.ids, batch.position)
     z, logits = net(batch.ids, batch.position, observation_positions(batch.ids) if observations else None)
-    y = dqn.td_targets(readout.q(z.detach()), readout.q(z_target), batch.reward, batch.terminated, gamma)
+    q, q_target = readout.q(z.detach()), readout.q(z_target)
+    repeated = moves_that_led_nowhere(batch) if consistent else None
+    y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
     return z, y, logits
+
+
+def moves_that_led_nowhere(batch: Batch) -> Tensor:
+    """int64 [B, D]: the action where the agent then stood on the same tile as before, -1 elsewhere. Compact slices:
+    there the token at a decision is the tile itself."""
+    tile = batch.ids.gather(1, batch.position)
+    stayed = F.pad(tile[:, 1:] == tile[:, :-1], (0, 1)) & batch.has_target & ~batch.terminated
+    return torch.where(stayed, batch.action, -1)
 
 
 def squared_td_error(q: Tensor, batch: Batch, y: Tensor) -> Tensor:

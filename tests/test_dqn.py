@@ -143,3 +143,19 @@ def test_polyak_leaves_no_gradient_trace():
     target, online = [torch.ones(1)], [torch.ones(1, requires_grad=True)]
     polyak_update(target, online, 0.5)
     assert not target[0].requires_grad
+
+
+def test_consistent_backup_repeats_a_move_that_led_nowhere():
+    """y_1 = gamma Q_target(2, action_1) where move 1 hit a wall; all other decisions keep the double-DQN target."""
+    plain = td_targets(Q_ONLINE, Q_TARGET, REWARD, TERMINATED, gamma=0.9)
+    repeated = torch.full(REWARD.shape, -1)
+    assert torch.equal(td_targets(Q_ONLINE, Q_TARGET, REWARD, TERMINATED, 0.9, repeated), plain)
+    free = (~TERMINATED[:, :-1]).nonzero()
+    assert len(free)
+    for row, d in free.tolist():
+        for action in range(4):
+            repeated = torch.full(REWARD.shape, -1)
+            repeated[row, d] = action
+            wanted = plain.clone()
+            wanted[row, d] = REWARD[row, d] + 0.9 * Q_TARGET[row, d + 1, action]
+            assert torch.equal(td_targets(Q_ONLINE, Q_TARGET, REWARD, TERMINATED, 0.9, repeated), wanted)

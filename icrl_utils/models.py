@@ -30,7 +30,7 @@ CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the com
 
 
 def new_tiny_llama(
-    vocab_size: int, action_ids, hidden: int = 128, layers: int = 6, heads: int = 4, seed: int = 0
+    vocab_size: int, action_ids, hidden: int = 128, layers: int = 4, heads: int = 4, seed: int = 0
 ) -> LlamaForCausalLM:
     """A randomly initialised Llama small enough for a laptop CPU.
 

@@ -48,14 +48,14 @@ class RunConfig:
 
     out: str
     seed: int = 0
-    steps: int = 1000
-    slices: int = 16  # of an optimizer step, over all processes
-    slice_tokens: int = 512
+    steps: int = 1200
+    slices: int = 10  # of an optimizer step, over all processes
+    slice_tokens: int = 640
     warmup: int = 100  # optimizer steps of linear warm-up; then cosine to 0
     clip: float = 1.0  # gradient norm
     weight_decay: float = 0.01
     relabel: float = 0.5  # share of slices with permuted tile numbers
-    steps_per_chunk: int = 8  # optimizer steps whose maps are sampled and played together
+    steps_per_chunk: int = 20  # optimizer steps whose maps are sampled and played together
     workers: int = 0  # processes that make data ahead of time
     precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"  # autocast
     compile: bool = False

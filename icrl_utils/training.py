@@ -50,8 +50,9 @@ class PretrainConfig(RunConfig):
 
     COMMAND = "pretrain"
     out: str = "build/tiny-llama"
+    steps: int = 1500
     hidden: int = 128
-    layers: int = 6
+    layers: int = 4
     heads: int = 4
     lr_matrix: float = 0.02  # Muon, on the projections
     lr_other: float = 3e-3  # AdamW, on embedding, head and norms

@@ -3,8 +3,8 @@
 #
 # ![A network that runs after its own guess, and one whose target stands still](../assets/figures/notebook_03.png)
 #
-# Q-learning asks a network to agree with its own guess about the next step. Nobody tells it the right answer. **How
-# can a value that is learned from a value become true, and why does the obvious way blow up?**
+# Q-learning asks a network to agree with its own guess about the next step. Nobody tells it the right answer. **How can
+# a value that is learned from a value become true, and why does the obvious way blow up?**
 #
 # | | |
 # | --- | --- |
@@ -21,7 +21,8 @@ import copy
 import numpy as np
 import torch
 
-from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, checks, get_profile, plots
+from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, get_profile, plots
+from icrl_utils import training_checks as checks
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import GOAL, HOLE, LIMIT
 from icrl_utils.lake import DEFAULT_MAP, TRAINING_MAPS, held_out_maps, training_maps
@@ -174,24 +175,24 @@ for name, q in ways.items():
 # goal is not unlearned while the player walks about elsewhere.
 #
 # In the figure the slow copy does the work, and replay alone does not stop the explosion. That replay adds so little
-# here has a reason: random play on one small lake is well mixed already. Its time comes when the lake changes and
-# when the player's habits change, that is, in our real data.
+# here has a reason: random play on one small lake is well mixed already. Its time comes when the lake changes and when
+# the player's habits change, that is, in our real data.
 #
 # Be careful with the conclusion: it is *this* network with *these* settings that explodes. A table instead of a network
-# cannot (nothing is shared between tiles), a lucky learning rate may not, and a target network makes divergence
-# rare rather than impossible. Our own recipe adds a stronger belt: values go through a sigmoid (notebook 02), so that
-# they cannot leave [0, 1] whatever happens inside.
+# cannot (nothing is shared between tiles), a lucky learning rate may not, and a target network makes divergence rare
+# rather than impossible. Our own recipe adds a stronger belt: values go through a sigmoid (notebook 02), so that they
+# cannot leave [0, 1] whatever happens inside.
 #
 # The rest of this notebook builds these parts for histories instead of tiles, and tests each one alone.
 
 # %% [markdown]
 # ## 3 · Behaviour: from random to nearly optimal
 #
-# Nothing in DQN asks the data to be good; the network learns what *would* have been best from whatever was done. But
-# it must see how goals are reached, and it must see all kinds of mistakes, or it will not know their value. So the
-# players of our data differ: each lake gets one of skill between "random" and "nearly optimal", rising within a set of
-# 20 to 40 episodes. A skilled move is either a shortest-path move (that player knows the map) or the greedy move of a
-# tabular Q-learner, which like the agent we want knows only what it has seen.
+# Nothing in DQN asks the data to be good; the network learns what *would* have been best from whatever was done. But it
+# must see how goals are reached, and it must see all kinds of mistakes, or it will not know their value. So the players
+# of our data differ: each lake gets one of skill between "random" and "nearly optimal", rising within a set of 20 to 40
+# episodes. A skilled move is either a shortest-path move (that player knows the map) or the greedy move of a tabular
+# Q-learner, which like the agent we want knows only what it has seen.
 
 # %%
 rng = np.random.default_rng(0)
@@ -219,8 +220,8 @@ for name, play in sets.items():
 plots.plot_lines(panels, xlabel="%", ylabel="episodes that reach the goal", ylim=(0, 1.03))
 
 # %% [markdown]
-# The optimal moves occur in the *behaviour* only. They never are a target: what the network is told is which action
-# was taken and what reward came, never which action would have been right.
+# The optimal moves occur in the *behaviour* only. They never are a target: what the network is told is which action was
+# taken and what reward came, never which action would have been right.
 #
 # One thing is guarded by the package and not by discipline. The lakes that every figure of this course is measured on
 # are held out, and collecting refuses to play them:
@@ -239,8 +240,8 @@ except ValueError as error:
 #
 # - **as played**: skill rises from left to right, as it will when the agent itself learns;
 # - **shuffled**: the paper's way. No trend to imitate, and the same set can be shown in many orders. Shuffling also
-#   allows *weights*: successful episodes five times as likely (`hi`), or a fifth as likely (`low`); the
-#   paper calls this data quality. Good episodes come first, poor ones fall off the end of the slice.
+#   allows *weights*: successful episodes five times as likely (`hi`), or a fifth as likely (`low`); the paper calls
+#   this data quality. Good episodes come first, poor ones fall off the end of the slice.
 
 # %%
 history = HistoryFormat("compact")
@@ -258,15 +259,15 @@ plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in fou
 # Rows differ in length because a bad player's episodes cost more tokens: more failures, fewer episodes.
 #
 # A lake is used once: a fresh one is drawn for every slice (sampling is fast, see notebook 01). The paper trained on
-# 250 lakes, and its training loss went on falling after the test loss had stopped: with few lakes the cheapest way to
-# a small loss is to recognise the lake and recall it, which is no learning in context. `TrainConfig(map_pool=250)`
-# lets you try.
+# 250 lakes, and its training loss went on falling after the test loss had stopped: with few lakes the cheapest way to a
+# small loss is to recognise the lake and recall it, which is no learning in context. `TrainConfig(map_pool=250)` lets
+# you try.
 
 # %% [markdown]
 # ## 5 · TD targets, by hand
 #
-# A slice of $T$ tokens holds $D$ decisions $d = 0, 1, \dots$ in time order. With $r_d$ the reward of the
-# step that followed, and $e_d = 1$ if that step ended the episode at a goal or a hole, the double-DQN target is
+# A slice of $T$ tokens holds $D$ decisions $d = 0, 1, \dots$ in time order. With $r_d$ the reward of the step that
+# followed, and $e_d = 1$ if that step ended the episode at a goal or a hole, the double-DQN target is
 #
 # $$y_d = r_d + \gamma\,(1 - e_d)\;Q_{\text{target}}\bigl(d{+}1,\ a^\star\bigr),\qquad
 #   a^\star = \arg\max_a Q_{\text{online}}(d{+}1, a)$$
@@ -305,9 +306,9 @@ for i in range(n):
 
 # %% [markdown]
 # Four mistakes are so common that you should be able to recognise each by its numbers: bootstrapping through the death
-# (decision 1 would get .45), one network for both jobs (decision 0 would get .72), aligning a decision with
-# itself instead of its successor, and letting gradient flow through the target. The last is
-# the meanest, because nothing in the numbers of $y$ changes.
+# (decision 1 would get .45), one network for both jobs (decision 0 would get .72), aligning a decision with itself
+# instead of its successor, and letting gradient flow through the target. The last is the meanest, because nothing in
+# the numbers of $y$ changes.
 #
 # ### Exercise 1 · TD targets (medium, 15 minutes)
 # Write them yourself. The check knows the four mistakes and some more.
@@ -338,8 +339,8 @@ def my_td_targets(q_online, q_target, reward, terminated, gamma):
 # %% [markdown]
 # ## 6 · Cut off is not dead
 #
-# An episode that reaches the step limit is *truncated*: somebody stopped the clock. The game would have gone on, so
-# $y = r$ says something false, namely that from there nothing can be gained any more. The paper treats truncation as an
+# An episode that reaches the step limit is *truncated*: somebody stopped the clock. The game would have gone on, so $y
+# = r$ says something false, namely that from there nothing can be gained any more. The paper treats truncation as an
 # end. How much does that cost? Measure it where the answer is exact: random play on our lake, cut off after only 12
 # moves, and tables that average their targets until nothing changes.
 
@@ -376,8 +377,8 @@ for meaning, q in meanings.items():
 # Counting a cut-off as an end pulls values down, most of all on tiles where play tends to be when the clock stops.
 # Bootstrapping from the next tile is right, but our text cannot do it: after `limit` comes `reset`, and no decision is
 # ever made on the tile where the clock stopped. So such a step gets **no target**. Leaving out a step costs
-# information, but says nothing false. The same holds for the last decision of a slice, whose successor
-# we do not see, *unless* the slice still tells that it led to a goal or a hole: then the reward is the whole truth.
+# information, but says nothing false. The same holds for the last decision of a slice, whose successor we do not see,
+# *unless* the slice still tells that it led to a goal or a hole: then the reward is the whole truth.
 #
 # ### Exercise 2 · Which decisions get a target? (easy, 10 minutes)
 
@@ -403,9 +404,9 @@ def gets_target(outcomes):
 # ## 7 · The maximum of noisy values is too large
 #
 # Suppose four actions are all worth exactly 0.5, and a network knows each value up to an error of 0.1. The *maximum* of
-# its four guesses is not 0.5 on average: it picks whichever error is luckiest. Bootstrapping hands this
-# surplus on, step after step. Two networks with independent errors do better: one chooses, the other values, and
-# the luck of the chooser is no luck for the other.
+# its four guesses is not 0.5 on average: it picks whichever error is luckiest. Bootstrapping hands this surplus on,
+# step after step. Two networks with independent errors do better: one chooses, the other values, and the luck of the
+# chooser is no luck for the other.
 
 # %%
 rng, surplus = np.random.default_rng(0), {"one network": [], "two networks": []}
@@ -451,9 +452,9 @@ plots.plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the star
 # The single maximum settles well above the truth, and more data does not help: the noise that feeds it never ends. The
 # double one learns more slowly and stays a little *below*, which is the safer side to err on.
 #
-# DQN's online and target network are not independent: one is a delayed copy of the other. So double DQN removes a
-# part of the bias, not all. On lakes that do not slip, with four actions and values squeezed into [0, 1], do not
-# expect a large effect; it costs nothing, since both networks have computed their values anyway.
+# DQN's online and target network are not independent: one is a delayed copy of the other. So double DQN removes a part
+# of the bias, not all. On lakes that do not slip, with four actions and values squeezed into [0, 1], do not expect a
+# large effect; it costs nothing, since both networks have computed their values anyway.
 
 # %% [markdown]
 # ## 8 · A target network for the price of an adapter
@@ -475,8 +476,8 @@ for name, count in size.items():
     print(f"{name:16s}{count:10,} parameters")
 
 # %% [markdown]
-# Four properties make this a target network. They look obvious, and each was wrong in some published code: it
-# must start as an equal copy (LoRA draws one of its factors at random, *per adapter*); it must take no gradient; one
+# Four properties make this a target network. They look obvious, and each was wrong in some published code: it must
+# start as an equal copy (LoRA draws one of its factors at random, *per adapter*); it must take no gradient; one
 # optimizer step must not move it; and the block that uses it must give the online network back.
 
 # %%
@@ -511,8 +512,8 @@ print("afterwards online again:     ", not torch.equal(net(batch.ids, batch.posi
 # $\alpha = 0.01$ after 69.
 #
 # The paper compares these two and finds $\alpha = 0.01$ worse. But its target adapter is kept in **bfloat16**, which
-# has 8 significant bits: next to 1.0 lie 0.9961 and 1.0078. A step smaller than half of that gap is rounded
-# away *completely*, every time. Let an online parameter jump from 1.0 (where IA3's factors start) to 1.2 and follow it:
+# has 8 significant bits: next to 1.0 lie 0.9961 and 1.0078. A step smaller than half of that gap is rounded away
+# *completely*, every time. Let an online parameter jump from 1.0 (where IA3's factors start) to 1.2 and follow it:
 
 # %%
 steps = np.arange(400)
@@ -536,8 +537,8 @@ plots.plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", refer
 
 # %% [markdown]
 # With $\alpha = 0.01$ in bfloat16 the "target network" is the untrained network for ever, so learning bootstraps from
-# nonsense. What the paper's ablation measures may thus be rounding rather than $\alpha$. (We infer this from its
-# code and from arithmetic; we did not re-run the 8B model.) How much of a whole adapter is stuck depends on where its
+# nonsense. What the paper's ablation measures may thus be rounding rather than $\alpha$. (We infer this from its code
+# and from arithmetic; we did not re-run the 8B model.) How much of a whole adapter is stuck depends on where its
 # parameters start, at 1 (IA3) or at 0 (LoRA's B):
 
 # %%
@@ -556,9 +557,9 @@ for name, start in (("IA3, starts at 1", 1.0), ("LoRA's B, starts at 0", 0.0)):
 
 # %% [markdown]
 # Each number is the part of the way that is still missing after 1,000 steps. This is why both adapters stay in float32
-# in this course, at any size: they are a few megabytes. (One more trap: LoRA's change is the product $BA$, and
-# the average of products is not the product of averages. We average $A$ and $B$, as everybody does; for a slow target
-# the difference is small.)
+# in this course, at any size: they are a few megabytes. (One more trap: LoRA's change is the product $BA$, and the
+# average of products is not the product of averages. We average $A$ and $B$, as everybody does; for a slow target the
+# difference is small.)
 
 # %% [markdown]
 # ## 10 · Probe environments: a ladder of things that must work
@@ -594,8 +595,8 @@ def dqn(net, batch_of_step, steps, gamma=0.9, lr=3e-3, alpha=0.1):
 
 
 # %% [markdown]
-# Two helpers: texts of different length become one batch (padded at the end, where causal attention never looks), and
-# a text becomes the four Q-values at its end.
+# Two helpers: texts of different length become one batch (padded at the end, where causal attention never looks), and a
+# text becomes the four Q-values at its end.
 
 
 # %%
@@ -620,9 +621,9 @@ def q_at_end(net, text):
 # 3. **end**: `right` dies, and after the reset a sure win waits. Needs: no bootstrapping across an end.
 # 4. **cut off**: on tile 1, `right` leads towards the goal, but half of the time the clock stops first. Needs: no
 #    target there.
-# 5. **memory**: two lakes with the same tile 0. In one of them `left` pays, in the other `right`. Before the first
-#    move nobody can know; after one episode everybody can. Needs: the network reads the *earlier* episode. This rung
-#    is in-context learning in its smallest form.
+# 5. **memory**: two lakes with the same tile 0. In one of them `left` pays, in the other `right`. Before the first move
+#    nobody can know; after one episode everybody can. Needs: the network reads the *earlier* episode. This rung is
+#    in-context learning in its smallest form.
 
 # %%
 ways_on = [f"0 {path} {move} hole" for path in ("", "right 1", "right 1 right 2") for move in ("left", "down", "up")]
@@ -666,15 +667,15 @@ for name, (texts, question, wanted) in probes.items():
 plots.plot_probes(rows, title="Value of “right”: a ladder of five probes")
 
 # %% [markdown]
-# Climb in this order when something does not learn: the lowest rung that fails names the broken part. The
-# package's own tests have such probes, too, and a few more.
+# Climb in this order when something does not learn: the lowest rung that fails names the broken part. The package's own
+# tests have such probes, too, and a few more.
 
 # %% [markdown]
 # ## 11 · The last rung before the real thing: exact Q*
 #
 # Back to the lake of section 1, where everything is known. The same small Llama now learns from histories of random
-# play on this one lake. If all parts are right, then it must arrive at $Q^*$ for every tile and action: not
-# roughly, but to the second digit, although it never saw anybody play well.
+# play on this one lake. If all parts are right, then it must arrive at $Q^*$ for every tile and action: not roughly,
+# but to the second digit, although it never saw anybody play well.
 
 # %%
 sets = ReplayBuffer(collect([lake] * 64, RANDOM_PLAY, np.random.default_rng(0), min_tokens=512), history)
@@ -729,10 +730,10 @@ def alpha_for(steps, share=0.99):
 #
 # - A network that bootstraps from itself can run away from the truth without any bug. A slow target stops it; replay
 #   helps the target network, and did not replace it.
-# - An end is not a cut-off. An end makes $y = r$; a cut-off gives no target; the last decision of a slice
-#   gets one only if the slice tells that it led to an end.
-# - A single maximum over noisy values is too large, the more candidates the worse. Choose with one network, value
-#   with the other, and only among the four actions.
+# - An end is not a cut-off. An end makes $y = r$; a cut-off gives no target; the last decision of a slice gets one only
+#   if the slice tells that it led to an end.
+# - A single maximum over noisy values is too large, the more candidates the worse. Choose with one network, value with
+#   the other, and only among the four actions.
 # - The target network is a second adapter: equal at the start, without gradient, moved by Polyak averaging in float32.
 #   In bfloat16 it can stand still without a warning.
 # - Probes name the broken part; exact Q* proves the whole.

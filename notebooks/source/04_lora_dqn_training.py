@@ -1,0 +1,534 @@
+# %% [markdown]
+# # 04 · How does a pretrained model become an in-context learner?
+#
+# ![A frozen stack of layers with small trainable matrices beside each layer](../assets/figures/notebook_04.png)
+#
+# The base model knows how lakes *work*. It has never been told what is worth doing on them. We leave every one of its
+# weights as it is, add a small adapter, and train that with the DQN of notebook 03. **Is that enough to turn a model of
+# the world into an agent that learns a new lake while it plays?**
+#
+# | | |
+# | --- | --- |
+# | **Goals** | know what the base knows; LoRA and IA3; the training loop line by line; train an agent, live |
+# | **Prerequisites** | notebooks 02 and 03; what a matrix rank is |
+# | **Reading** | 35 minutes |
+# | **Run time** | smoke 40 s · cpu 12 min on two cores, 9 of them training (bounded by the clock) |
+# | **Peak memory** | 2 GB |
+# | **Downloads** | none |
+
+# %%
+import csv
+import json
+import shutil
+
+import numpy as np
+import torch
+
+from icrl_utils import HistoryFormat, development_maps, dqn, get_profile, load_agent, plots, rollout
+from icrl_utils import training_checks as checks
+from icrl_utils.baselines import RandomPolicy
+from icrl_utils.profiles import ASSETS, BUILD
+from icrl_utils.rollout import Agent
+from icrl_utils.statistics import interval
+
+# %%
+profile = get_profile()
+small = profile.name == "smoke"
+history = HistoryFormat("compact")
+
+
+# %% [markdown]
+# ## 1 · What the base knows, and what it does not
+#
+# `assets/tiny-llama` is a Llama with the architecture of its large relatives and few weights. It was trained from
+# scratch on transcripts of *purely random* play on lakes of 2 to 8 tiles width, to predict the next observation. Action
+# words carried no loss, so it was never even asked what a player would do.
+
+
+# %%
+def read_log(folder):
+    with (folder / "train_log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# %%
+from icrl_utils.models import add_adapters, load_base, parameter_count
+
+pretraining = json.loads((ASSETS / "tiny-llama" / "run.json").read_text())
+base = load_base(profile.base_path)
+print(f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layers, width {base.config.hidden_size}; "
+      f"pretrained on {pretraining['tokens'] / 1e6:.1f} million tokens in {pretraining['seconds'] / 60:.0f} minutes")
+plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pretraining run")
+
+# %% [markdown]
+# The right panel is an exam in *in-context* knowledge. On a lake that the model has never seen, after random play, it
+# is asked what follows a pair (tile, action) that has occurred before in the same text. Lakes do not slip, so somebody
+# who looks the pair up is always right; somebody who only knows lakes in general is not. The recipe notes of this
+# course tell that DQN stalls on a base that is right in 83 % of the cases, and takes off on one above 99 %. Let us hold
+# the exam here, on development lakes:
+
+# %%
+from icrl_utils.training import PretrainConfig, development_transcripts, seen_pair_accuracy
+
+exam = development_transcripts(PretrainConfig(slice_tokens=256 if small else 640), history, n=8 if small else 64)
+accuracy, pairs = seen_pair_accuracy(base, exam, torch.as_tensor(history.action_ids))
+print(f"right on {accuracy:.2%} of {pairs:,} pairs that were seen before in the same history")
+
+# %% [markdown]
+# ## 2 · The naive way: let the base play
+#
+# A model that looks up what happened after (8, down) knows that this was a hole. Is it not an agent already? Let us
+# read its action logits as values and play greedily, in the protocol of the paper: in the first twenty episodes of a
+# lake some moves are forced to be random, which fills the context with experience, in the last ten none.
+
+# %%
+lakes = development_maps("in_distribution", 64)[: profile.maps]
+from icrl_utils.qvalues import QNetwork, QReadout
+
+readout = QReadout("sigmoid", scale=1.0, offset=1.0)
+players = {"base": Agent(base, history, readout, name="base"), "random": RandomPolicy()}
+records = {name: rollout(player, lakes, "paper", seed=1) for name, player in players.items()}
+plots.plot_learning_curves(records, title="The base knows lakes, but not what to want", resamples=profile.bootstrap)
+
+# %% [markdown]
+# Below random play, once it may decide alone: an argmax of meaningless numbers is a habit, and habits run in circles
+# until the step limit. Knowledge of the world is not knowledge of what is good. Only reward can tell that, and it has
+# to get into the weights somehow.
+
+# %% [markdown]
+# ## 3 · The idea: small changes to frozen weights
+#
+# **LoRA** (Hu et al. 2021) leaves a weight matrix $W$ ($m \times n$) alone and adds a product of two thin ones,
+#
+# $$h = W x + \frac{\alpha}{r}\, B A\, x,\qquad A \in \mathbb{R}^{r\times n},\ B \in \mathbb{R}^{m\times r}.$$
+#
+# $B$ starts at zero, so training starts exactly at the base. **IA3** (Liu et al. 2022), which the paper uses, is
+# thinner still: it learns one factor for each output of the key and value projections and for each input of the down
+# projection, $h = \ell \odot (W x)$, starting at 1.
+#
+# (Code: `icrl_utils.models.add_adapters`, which is peft; tests: `test_04_lora_and_ia3` computes both equations by hand,
+# `test_fresh_adapters_leave_the_base_as_it_is`.) What do they cost on our model?
+
+# %%
+print(f"{'':8s}{'trainable':>12s}{'of all':>9s}{'weights':>10s}{'gradient + Adam state':>24s}")
+for kind in ("full", "lora", "ia3"):
+    model = load_base(profile.base_path)
+    total = parameter_count(model)
+    if kind != "full":
+        model = add_adapters(model, kind, rank=32)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    megabytes = f"{4 * total / 1e6:7.1f} MB{3 * 4 * trainable / 1e6:21.1f} MB"  # float32; Adam keeps two averages
+    print(f"{kind:8s}{trainable:12,}{trainable / total:9.1%}{megabytes}")
+
+# %% [markdown]
+# On a model this small, adapters save nothing worth having. They are used here because they are what makes the *same
+# code* fit one GPU with an 8-billion-parameter Llama, where training all weights would need more than 100 GB for
+# weights, gradients and Adam's two averages alone.
+#
+# ### Exercise 1 · Count an adapter (easy, 15 minutes)
+# How many weights has a LoRA of rank $r$ on all seven projections of a Llama? Write the formula; the check tries it on
+# our model and on the shape of Llama 3.1 8B. Mind grouped-query attention: keys and values have fewer heads than
+# queries.
+
+
+# %% tags=["exercise"]
+def lora_weights(hidden, mlp, layers, heads, key_value_heads, rank):
+    """Trainable weights of LoRA on q, k, v, o (attention) and gate, up, down (MLP) in all layers.
+
+    hidden: width; mlp: inner width of the MLP; q is hidden x hidden, k and v have key_value_heads of the heads.
+    """
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_lora_weights(lora_weights)
+
+
+# %% tags=["solution"]
+def lora_weights(hidden, mlp, layers, heads, key_value_heads, rank):
+    key = hidden * key_value_heads // heads
+    shapes = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]  # q k v o
+    shapes += [(hidden, mlp), (hidden, mlp), (mlp, hidden)]  # gate up down
+    return layers * sum(rank * (n + m) for n, m in shapes)  # A is r x n, B is m x r
+
+
+# %% [markdown]
+# ### What can each of them change?
+#
+# Counting weights does not say what they can *do*. Ask directly: some other training has moved a projection from $W$ to
+# $W^\ast$. How much of that move can an adapter imitate at best? For LoRA the answer is a truncated singular value
+# decomposition, for IA3 a least-squares fit of each row, so no training is needed.
+
+
+# %%
+def missing(W, moved, rank=None):
+    """The part of the move that the best LoRA of this rank (None: the best IA3) cannot imitate, 0 to 1."""
+    move = moved - W
+    if rank is None:
+        factor = (moved * W).sum(1, keepdim=True) / (W * W).sum(1, keepdim=True)
+        return float((moved - factor * W).norm() / move.norm())
+    return float(torch.linalg.svdvals(move)[rank:].norm() / move.norm())
+
+
+# %%
+W = base.model.layers[0].self_attn.k_proj.weight.detach()
+draw = torch.Generator().manual_seed(0)
+normal = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
+moves = {
+    "new look-up: 4 new directions": W + 0.1 * normal(W.shape[0], 4) @ normal(4, W.shape[1]),
+    "louder and quieter features": W * (1 + 0.3 * normal(W.shape[0], 1)),
+    "everything a little": W + 0.1 * normal(*W.shape),
+}
+ways = {"LoRA r = 4": 4, "LoRA r = 32": 32, "IA3": None}
+print(f"{'part of the move that cannot be imitated':42s}" + "".join(f"{name:>14s}" for name in ways))
+for name, moved in moves.items():
+    print(f"{name:42s}" + "".join(f"{missing(W, moved, rank):14.0%}" for rank in ways.values()))
+
+# %% [markdown]
+# IA3 turns the volume of features that exist; it cannot compare things that the base never compared. LoRA can write new
+# directions, as many as its rank. Neither reaches everything. The paper shows that IA3 suffices for a Llama of 8
+# billion weights, which has a great many features to turn up. Does it for ours? A race on one batch: how fast can each
+# adapter fit the same fixed TD targets? (A race on *one* batch tells how expressive an adapter is and nothing about
+# generalization.)
+
+
+# %%
+from icrl_utils.hardware import make_accelerator
+from icrl_utils.training import (
+    Chunks,
+    TrainConfig,
+    batches,
+    make_optimizers,
+    moves_that_led_nowhere,
+    observation_positions,
+    train,
+    training_source,
+    world_model_loss,
+)
+
+
+# %%
+def race(kind, steps, optimizer, rate, **options):
+    """TD error on one fixed batch after each step."""
+    config = TrainConfig(base=profile.base_path, slices=4, steps_per_chunk=1, slice_tokens=128 if small else 256)
+    batch = next(batches(Chunks(config, training_source(config)), 0, make_accelerator(device="cpu")))
+    model = add_adapters(load_base(config.base), kind, **options)
+    net, errors = QNetwork(model, history.action_ids, readout, fold=True), []
+    (optimizer,) = make_optimizers(model, optimizer, rate, rate, weight_decay=0.0)
+    for _ in range(steps):
+        z, _ = net(batch.ids, batch.position)
+        loss = dqn.td_loss(z, batch.action, batch.reward, batch.terminated, "bce") / batch.terminated.sum()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        errors.append(loss.item())
+    return np.arange(steps), errors
+
+
+# %%
+count = 4 if small else 40
+lines = {"LoRA r = 32, Muon": race("lora", count, "muon", 4e-3, rank=32),
+         "LoRA r = 4, Muon": race("lora", count, "muon", 4e-3, rank=4),
+         "LoRA r = 32, AdamW": race("lora", count, "adamw", 3e-3, rank=32),
+         "IA3, AdamW": race("ia3", count, "adamw", 3e-2)}  # fmt: skip
+plots.plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the ends of episodes",
+                 title="How fast an adapter can fit")  # fmt: skip
+
+# %% [markdown]
+# ## 4 · The loop, line by line
+#
+# Everything is in place: data (03), read-out (02), targets (03), adapter (above). The cells of this section are the
+# body of `icrl_utils.training.train`, in its order, and you can run them one at a time. (A test compares these cells
+# with the package, statement by statement: what you read here *is* what trains.)
+
+# %%
+from icrl_utils.models import ONLINE, TARGET, adapter_parameters, target_network
+from icrl_utils.runs import Run
+
+pieces = BUILD / "notebook-04" / "pieces"
+shutil.rmtree(BUILD / "notebook-04", ignore_errors=True)
+sizes = {"base": profile.base_path, "device": "cpu"} | dict(profile.training)  # the rest is as in the shipped run
+config = TrainConfig(**sizes | {"out": str(pieces)})
+
+# %% [markdown]
+# **Data.** A chunk of fresh lakes is drawn and played whenever slices are needed. The data of step $k$ are a function
+# of (seed, $k$) alone, so that an interrupted run goes on with exactly what it would have seen.
+
+# %% tags=["from:training.train"]
+accelerator = make_accelerator(config.precision, config.device)
+data = Chunks(config, training_source(config))
+history, readout = data.source.history, config.readout
+action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
+
+# %% [markdown]
+# **Model.** One frozen base, two adapters. `fold` computes $W + \frac{\alpha}{r}BA$ once per step instead of
+# multiplying every token by $B$ and $A$: the same function, faster in a small model.
+
+# %% tags=["from:training.train"]
+base = load_base(config.base)
+parameters = parameter_count(base)
+model = add_adapters(base, config.adapter, config.rank, config.seed)
+net = QNetwork(model, history.action_ids, readout, fold=accelerator.mixed_precision == "no")
+optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
+
+# %% tags=["from:training.train"]
+net = accelerator.prepare(net)
+online, target = adapter_parameters(model, ONLINE), adapter_parameters(model, TARGET)
+tensors = {f"online.{n}": p for n, p in online.items()} | {f"target.{n}": p for n, p in target.items()}
+
+# %% [markdown]
+# `accelerator.prepare` wraps the network for several GPUs, and here does nothing. `Run` is the bookkeeper: log,
+# checkpoints, learning rate, Ctrl-C. It contains no learning.
+
+# %%
+resume, progress = False, False
+
+# %% tags=["from:training.train"]
+run = Run(config, accelerator, tensors, optimizers, parameters, resume, progress)
+
+# %%
+batch = next(batches(data, run.step, accelerator))
+print(f"{tuple(batch.ids.shape)} tokens, {int(batch.has_target.sum()):,} decisions with a target, "
+      f"{int((batch.reward * batch.has_target).sum())} of them reach a goal")  # fmt: skip
+
+# %% [markdown]
+# **Two forward passes.** The target network goes first: no adapter may be switched between the online forward and its
+# backward.
+
+# %%
+gamma, observations, consistent = config.gamma, bool(config.world_model), config.consistent
+
+# %% tags=["from:training.q_and_targets"]
+with target_network(model):
+    z_target, _ = net(batch.ids, batch.position)
+z, logits = net(batch.ids, batch.position, observation_positions(batch.ids) if observations else None)
+
+# %% [markdown]
+# **Targets**, as you wrote them in notebook 03, with one refinement. On ice a move against a wall is worth $\gamma$
+# times the tile itself, .9 where the best move is worth 1: a gap that a noisy network overlooks, and then it bumps into
+# the wall until the step limit. Where a move led nowhere (`repeated`), the *consistent* backup (Bellemare et al. 2016)
+# continues with the same move instead of the best one. The best action stays the best, but walls become worth 0.
+
+# %% tags=["from:training.q_and_targets"]
+q, q_target = readout.q(z.detach()), readout.q(z_target)
+repeated = moves_that_led_nowhere(batch) if consistent else None
+y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
+
+# %% [markdown]
+# **Loss.** Returns lie in [0, 1], so $Q = \sigma(z)$ is treated like a probability and the loss is the cross-entropy
+# $-y\log Q - (1-y)\log(1-Q)$, whose gradient with respect to $z$ is $Q - y$: as strong for a value of .02 that should
+# be 0 as for one of .98 that should be 1. (Tests: `test_bce_gradient_is_q_minus_y`, `test_04_loss`.) A tenth of the
+# pretraining loss is added, so that the world model is not forgotten: it carries no information about actions.
+
+# %% tags=["from:training.train"]
+count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
+loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / count
+total = loss
+if config.world_model:
+    total = loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)
+
+# %% [markdown]
+# **Update**, and the target adapter follows by 10 %:
+
+# %% tags=["from:training.train"]
+norm = run.update(total, online.values())
+dqn.polyak_update(target.values(), online.values(), config.polyak)
+
+# %%
+with torch.no_grad():
+    after, _ = net(batch.ids, batch.position)
+    moved = (readout.q(after) - readout.q(z))[batch.has_target].abs().mean()
+print(f"TD loss {loss.item():.3f}, gradient norm {norm.item():.3f}; one step moved Q by {moved:.4f} on average")
+
+# %% [markdown]
+# **Learning rate.** A linear warm-up, then a cosine that *ends at zero*: much of the success of a run appears in its
+# last third, when the steps become small. This is why the number of steps has to be known before, and why a run that is
+# cut off by the clock is worth less than a shorter one that could land.
+#
+# ### Exercise 2 · The schedule (easy, 10 minutes)
+
+
+# %% tags=["exercise"]
+def rate_factor(step, steps, warmup):
+    """Factor of the learning rate for the update after ``step`` updates (0, 1, ..., steps - 1).
+
+    Rises in equal stairs to 1 at the last of ``warmup`` updates (never 0), then half a cosine wave from 1 down to 0,
+    which it would reach at step = steps.
+    """
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_rate_factor(rate_factor)
+
+
+# %% tags=["solution"]
+def rate_factor(step, steps, warmup):
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return 0.5 * (1 + np.cos(np.pi * progress))
+
+
+# %% [markdown]
+# ## 5 · Train it, live
+#
+# First measure what a step costs *here*, with data making included, then choose the number of steps so that the cosine
+# ends in time. Your machine decides how far the run gets; the clock bounds it in any case (`minutes`).
+
+# %%
+short = {"steps": 4 if small else 20, "log_every": 4, "eval_maps": 1, "eval_step_limit": 1}
+trial = TrainConfig(**sizes | short | {"out": str(BUILD / "notebook-04" / "trial")})
+speeds = [float(row["tokens_per_s"]) for row in read_log(train(trial, progress=False))]
+budget = 60 * profile.train_minutes * np.median(speeds[1:] or speeds)  # tokens; the first steps only warm up
+steps = int(min(0.88 * budget, profile.train_tokens) / trial.step_tokens)  # the rest of the time is for looking
+print(f"{np.median(speeds):,.0f} tokens a second, so {steps:,} steps of {trial.step_tokens:,} tokens")
+
+# %% [markdown]
+# Now the run. The bar shows the TD error and, every now and then, the success on development lakes (with a step limit
+# of 30, so that loops are cheap: a lower bound). Interrupt it if you like; `train(config, resume=True)` goes on from
+# the last checkpoint and ends with the same weights.
+
+# %%
+steps = max(steps, 4)
+chosen = {"steps": steps, "warmup": min(100, 1 + steps // 10), "minutes": profile.train_minutes,
+          "log_every": 1 + steps // 60, "eval_every": 1 + steps // 5, "eval_maps": 4 if small else 32}  # fmt: skip
+config = TrainConfig(**sizes | chosen | {"out": str(BUILD / "notebook-04" / "live")})
+folder = train(config)
+
+# %%
+run_facts = json.loads((folder / "run.json").read_text())
+print(f"{run_facts['steps_done']} of {config.steps} steps, {run_facts['tokens'] / 1e6:.2f} million tokens in "
+      f"{run_facts['seconds'] / 60:.1f} minutes; {run_facts['of_matmul_peak']:.0%} of what this machine can multiply")
+
+# %% [markdown]
+# ## 6 · Did it learn to learn?
+#
+# The weights are frozen again from here on. Every player gets the same lakes, the same starts and the same forced
+# moves, so differences are compared lake by lake. **memory-less** is the very same agent, whose context is cleared
+# after every episode: whatever it achieves, it achieves without learning on the lake.
+
+# %%
+players = {"agent": load_agent(folder), "memory-less": load_agent(folder, memory=False)}
+for name, player in players.items():
+    records[name] = rollout(player, lakes, "paper", seed=1, progress=True)
+plots.plot_learning_curves(
+    {name: records[name] for name in ("agent", "memory-less", "base", "random")}, resamples=profile.bootstrap,
+    title=f"This run, {run_facts['tokens'] / 1e6:.1f} million tokens, trained just now",
+)  # fmt: skip
+
+# %%
+first = {name: r.success[:, :10].mean(1) for name, r in records.items()}
+last = {name: r.success[:, -10:].mean(1) for name, r in records.items()}
+for name in ("agent", "memory-less", "base", "random"):
+    found = interval(last[name], resamples=profile.bootstrap)
+    print(f"{name:12s} last ten episodes {found.estimate:.2f}  [{found.low:.2f}, {found.high:.2f}]")
+print("\nThe agent's last ten episodes, lake by lake, against ...")
+others = {"its own first ten": first["agent"], "memory-less": last["memory-less"], "the base": last["base"]}
+for name, other in others.items():
+    gap = interval(last["agent"] - other, resamples=profile.bootstrap)
+    verdict = "above" if gap.low > 0 else "below" if gap.high < 0 else "cannot be told apart"
+    print(f"  {name:18s} {gap.estimate:+.2f}  [{gap.low:+.2f}, {gap.high:+.2f}]  {verdict}")
+
+# %% [markdown]
+# Read the figure with care: the first ten episodes are mostly forced moves (the strip below the axis), so rising from
+# there is no proof of anything. The proof is the distance between agent and memory-less in the last ten episodes: both
+# decide alone, with equal weights, and the only difference is that one of them may remember. Notebook 05 takes this
+# apart.
+#
+# What did training change inside? Ask both networks for the values of moves whose outcome the history has *already
+# shown*, and compare with the exact value on the graph of everything seen so far.
+
+# %%
+from icrl_utils.calibration import known_graph_values
+
+rows = known_graph_values(Agent(load_base(profile.base_path), history, readout, name="base"), lakes[:24], episodes=8)
+rows += known_graph_values(players["agent"], lakes[:24], episodes=8)
+plots.plot_calibration(rows, title="Q of moves whose outcome stands in the history, before and after DQN")
+
+# %% [markdown]
+# The base gives every move the same value. After training, a move onto the seen goal, a move towards it and a move into
+# a seen hole differ: the agent looks the pair (tile, action) up, as the world model did, but now for what it is
+# *worth*. Where the dots miss the black line, the look-up fails, and that is where the run is not finished: typically
+# for goals several moves away, since that takes look-ups of look-ups.
+
+# %% [markdown]
+# ## 7 · Beside the long run
+#
+# The adapter that the other notebooks use, `assets/adapters/dqn`, was trained by the same code for longer. Its log lies
+# beside it. **this run** is what you have just trained; **shipped** is not.
+
+# %%
+shipped = ASSETS / "adapters" / profile.adapter
+facts = json.loads((shipped / "run.json").read_text())
+print(f"shipped: {facts['tokens'] / 1e6:.1f} million tokens, {facts['seconds'] / 60:.0f} minutes on {facts['device']}")
+print(f"remade by: {facts['command']}")
+logs = {f"this run, {run_facts['tokens'] / 1e6:.1f} M": read_log(folder), "shipped": read_log(shipped)}
+plots.plot_training_log(logs, title="The live run beside the shipped one")
+
+# %%
+records["shipped agent"] = rollout(load_agent(shipped, name="shipped agent"), lakes, "paper", seed=1)
+titles = {"this run": "agent", "shipped run": "shipped agent", "this run, memory-less": "memory-less"}
+plots.plot_learning_curves({title: records[name] for title, name in titles.items()}, resamples=profile.bootstrap,
+                           title="Development lakes: trained just now, and shipped")  # fmt: skip
+
+# %% [markdown]
+# Shorter training shows in one way above all: the agent *loops*. It avoids holes that it has seen long before it can
+# find its way out of a region without the goal. More of the same training helps; notebook 06 and the lab book ask what
+# helps more.
+
+# %% [markdown]
+# ## 8 · What comes for a real Llama
+#
+# The same code is meant for real checkpoints; two profiles describe how. They exist as settings and are **not** run in
+# this course yet: no figure here comes from them.
+
+# %%
+from icrl_utils.profiles import PROFILES
+
+for name in ("cpu", "t4", "full"):
+    p = PROFILES[name]
+    print(f"{name:5s} {p.base:40s} text: {p.history:8s} base in {p.quantization or 'float32':8s} "
+          f"{p.slices} x {p.slice_tokens:,} tokens a step")  # fmt: skip
+
+# %% [markdown]
+# What changes with size is mostly memory. By arithmetic, for Llama 3.1 8B (8.03 billion weights) and one step of 10
+# slices of 4,096 tokens:
+
+# %%
+G, weights, tokens, decisions = 1e9, 8.03e9, 10 * 4096, 400 * 10
+lora = 32 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+plan = {
+    "base in bfloat16": 2 * weights / G,
+    "base in 4 bit (NF4, with its scales)": 0.52 * weights / G,
+    "both LoRA adapters r = 32, float32": 2 * 4 * lora / G,
+    "gradient and Adam averages of one": 3 * 4 * lora / G,
+    "logits of the whole vocabulary, float32": 4 * tokens * 128_256 / G,
+    "logits of four rows at the decisions": 4 * decisions * 4 / G,
+}
+for name, gigabytes in plan.items():
+    print(f"{name:42s}{gigabytes:10.4f} GB")
+
+# %% [markdown]
+# The largest avoidable item is the second last: a forward pass that forms logits for the whole vocabulary at every
+# token, as ordinary language-model code does, against a read-out of four rows where a decision is (notebook 02). What
+# is missing in the table are the activations that the backward pass needs, which depend on checkpointing; a planner for
+# them, and measurements on a GPU, are future work.
+
+# %% [markdown]
+# ## Recap
+#
+# - A world model is not an agent. It knows what follows; only reward tells what is worth following.
+# - LoRA adds new directions, IA3 rescales old ones. Both start exactly at the base and leave it untouched.
+# - The whole loop is: fresh lakes, play, slices, two forward passes, TD targets, cross-entropy, update, Polyak.
+# - A schedule that ends at zero needs a number of steps that fits the clock: measure first, then train.
+# - Evidence for in-context learning is the distance to the memory-less twin at equal weights, not a rising curve.
+#
+# **Next:** notebook 05 asks how good the shipped agent is, against honest baselines and with honest intervals.
+#
+# ## Further reading
+# - Hu et al. 2021, *LoRA: Low-rank adaptation of large language models*, arXiv 2106.09685.
+# - Liu et al. 2022, *Few-shot parameter-efficient fine-tuning is better and cheaper than in-context learning* (IA3),
+#   arXiv 2205.05638.
+# - Farebrother et al. 2024, *Stop regressing: training value functions via classification*, arXiv 2403.03950.
+# - Laskin et al. 2022, *In-context reinforcement learning with algorithm distillation*, arXiv 2210.14215: another way
+#   to an agent that learns in its context, by imitating learners.
+# - Dettmers et al. 2023, *QLoRA*, arXiv 2305.14314: adapters on a base in 4 bit.

@@ -32,13 +32,15 @@ GAMMA = 0.9
 class Learner:
     """A one-layer Llama of width 32 with a LoRA adapter, trained on a handful of texts."""
 
-    def __init__(self, texts, loss="bce", network=QNetwork, polyak=0.1, gamma=GAMMA, damage=lambda batch: batch):
+    def __init__(
+        self, texts, loss="bce", network=QNetwork, polyak=0.1, gamma=GAMMA, consistent=False, damage=lambda batch: batch
+    ):
         base = new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, hidden=32, layers=1, heads=2).eval()
         self.model = add_adapters(base, rank=16)
         # With four rows of length .5 and 32 dimensions logits stay below 3: the scale lets Q come near 1.
         self.readout = QReadout("sigmoid" if loss == "bce" else "identity", scale=4.0, offset=1.0)
         self.net = network(self.model, HISTORY.action_ids, self.readout, fold=network is QNetwork)
-        self.loss, self.polyak, self.gamma = loss, polyak, gamma
+        self.loss, self.polyak, self.gamma, self.consistent = loss, polyak, gamma, consistent
         ids = [HISTORY.tokenize(text) for text in texts]
         padded = np.stack([np.pad(i, (0, max(map(len, ids)) - len(i)), constant_values=-1) for i in ids])
         batch = make_batch(padded, HISTORY)
@@ -49,8 +51,8 @@ class Learner:
         adam = torch.optim.AdamW(online, lr=1e-2, weight_decay=0.0)
         for step in range(steps):
             adam.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
-            z, y, _ = q_and_targets(self.net, self.model, self.batch, self.readout, self.gamma)
             batch = self.batch
+            z, y, _ = q_and_targets(self.net, self.model, batch, self.readout, self.gamma, consistent=self.consistent)
             loss = dqn.td_loss(z, batch.action, y, batch.has_target, self.loss) / batch.has_target.sum()
             adam.zero_grad()
             loss.backward()
@@ -115,7 +117,7 @@ def test_the_best_next_action_counts_and_not_the_one_taken():
 
 
 def test_the_best_next_action_fails_when_the_one_taken_counts(monkeypatch):
-    def sarsa(q_online, q_target, reward, terminated, gamma):
+    def sarsa(q_online, q_target, reward, terminated, gamma, repeated):
         actions = torch.tensor([[RIGHT, LEFT], [RIGHT, UP], [RIGHT, LEFT]])
         taken = q_target[:, :2].gather(-1, actions[..., None])[..., 0]
         following = torch.nn.functional.pad(taken[:, 1:], (0, reward.shape[1] - 1))
@@ -173,6 +175,19 @@ def test_that_fails_when_ends_are_ignored():
         return batch._replace(terminated=batch.terminated & (batch.reward > 0))
 
     assert learned(ENDS, "0", RIGHT, damage=forget) == near(GAMMA)
+
+
+WALL = ["0 left 0 right goal reset", "0 left 0 left 0 right goal reset", "0 left 1 up goal reset"]
+
+
+def test_a_wall_is_worth_nothing_in_the_consistent_backup_and_a_detour_in_the_plain_one():
+    """After a first bump against the wall: going left again costs a step of the plain backup."""
+    assert learned(WALL[:2], "0 left 0", LEFT) == near(GAMMA)
+    assert learned(WALL[:2], "0 left 0", LEFT, consistent=True, polyak=1.0) == near(0.0)
+    assert learned(WALL[:2], "0 left 0", RIGHT, consistent=True) == near(1.0)
+    assert learned(WALL[2:], "0", LEFT, consistent=True) == near(
+        GAMMA
+    )  # a move that led somewhere is backed up as ever
 
 
 TRUNCATION = ["0 right limit reset 1 left hole reset", "0 right 2 right goal reset"]

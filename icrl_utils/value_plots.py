@@ -107,7 +107,8 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     figure, axes = new_figure(8.4, 0.42 * len(kinds) * max(1, 0.6 * len(policies)) + 1.3)
     ax = axes[0, 0]
     for place, kind in enumerate(kinds):
-        exact = np.array([float(row.get("exact") or "nan") for row in rows if row["kind"] == kind])
+        exact = [row.get("exact") for row in rows if row["kind"] == kind]
+        exact = np.array(["nan" if value in ("", None) else value for value in exact], float)  # 0 is a value
         exact = exact[~np.isnan(exact)]
         if len(exact):
             ax.vlines(exact.mean(), place - 0.42, place + 0.42, color=INK, linewidth=2.2, zorder=4)

@@ -281,6 +281,9 @@ def test_calibration_draws_medians_beside_the_exact_value():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["goal in 1  (n = 3)", "unseen  (n = 3)"]
     medians = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
     assert medians == [(0.9, 0.0), (0.2, 1.0)]
+    assert len(ax.collections) == 4 + 1  # two bars a kind, and one exact value
+    hole = [dict(kind="seen hole", q=0.3, exact=0.0)]  # an exact value of zero is drawn, too
+    assert len(plots.plot_calibration(rows + hole).axes[0].collections) == 6 + 2
     both = [dict(row, policy=name) for name in ("base", "agent") for row in rows]
     ax = plots.plot_calibration(both).axes[0]
     assert len([line for line in ax.lines if line.get_marker() == "o"]) == 4

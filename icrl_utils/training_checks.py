@@ -263,3 +263,16 @@ def check_paired_interval(paired_interval: Callable[..., tuple], seed: int = 0) 
     is_central = abs(low - (mean - wanted / 2)) < 0.09 * wanted
     require(is_central, f"the ends are not the 2.5 % and 97.5 % quantiles: {ends}.")
     return "lakes are drawn, pairs stay together, and 95 % of the resampled means lie inside."
+
+
+@student_check
+def check_objections(objections: Callable[[], list[tuple[str, str]]], seed: int = 0) -> str:
+    """objections() -> at least four different pairs (objection, what would answer it)."""
+    answer = list(_answer(objections))
+    pairs = [tuple(map(str, pair)) for pair in answer if isinstance(pair, tuple | list) and len(pair) == 2]
+    require(len(pairs) == len(answer), "each entry is a pair: (objection, what would answer it).")
+    require(all(len(part.split()) >= 2 for pair in pairs for part in pair), "write a few words for each part of a pair")
+    different = len({pair[0].lower() for pair in pairs})
+    require(different >= 4, f"{different} so far; find four different ones. Look at the beginning of the curve, at who "
+            "else might play, at the number of lakes, at the training.")  # fmt: skip
+    return f"{len(pairs)} objections. Nobody but you can grade them: compare with the solution below."

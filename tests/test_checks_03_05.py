@@ -232,6 +232,18 @@ def test_paired_interval(capsys):
         assert_rejected(capsys, checks.check_paired_interval, lambda *a, m=mistake: interval(*a, **m), reason)
 
 
+def test_objections(capsys):
+    pairs = [(f"objection {i}", "an answer to it") for i in range(4)]
+    assert_passes(capsys, checks.check_objections, lambda: pairs)
+    for wrong, reason in (
+        (lambda: pairs[:3], "3 so far"),
+        (lambda: pairs[:1] * 4, "1 so far"),
+        (lambda: [("a", "b")] * 4, "a few words"),
+        (lambda: ["only an objection"] * 4, "each entry is a pair"),
+    ):
+        assert_rejected(capsys, checks.check_objections, wrong, reason)
+
+
 # -------------------------------------------------------------------------------------------------- the notebooks
 
 

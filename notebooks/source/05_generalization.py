@@ -1,0 +1,330 @@
+# %% [markdown]
+# # 05 · How well does it learn on lakes that nobody has seen?
+#
+# ![Four kinds of unseen lakes: new, larger, exchanged, known in two halves](../assets/figures/notebook_05.png)
+#
+# A rising curve is easy to draw and easy to misread. **How much of it is learning, how good is that learning beside
+# ordinary algorithms with the same experience, and how sure can we be?**
+#
+# | | |
+# | --- | --- |
+# | **Goals** | honest baselines, paired intervals, two schedules, training seeds; read a learning curve critically |
+# | **Prerequisites** | notebook 00 (the protocol); notebook 04 for how the agent was made; mean and quantile |
+# | **Reading** | 30 minutes |
+# | **Run time** | smoke 40 s · cpu 4 min on two cores |
+# | **Peak memory** | 2 GB |
+# | **Downloads** | none |
+
+# %%
+import numpy as np
+
+from icrl_utils import get_profile, held_out_maps, load_agent, plots, rollout
+from icrl_utils import training_checks as checks
+from icrl_utils.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.experiments import by_policy, describe, read_csv, results_path, summary
+from icrl_utils.statistics import interval
+
+profile = get_profile()
+lakes = held_out_maps("in_distribution")[: profile.maps]
+print(f"{len(lakes)} of 500 held-out lakes are played live in this notebook (profile {profile.name})")
+
+# %% [markdown]
+# **Held-out** means: these 500 lakes were drawn once from the paper's law (3 to 5 tiles wide and high, at least four
+# moves from every start to the nearest goal), are shipped as a file, and are rejected by every function that collects
+# data or trains. Whatever was tuned for this course was tuned on other, *development* lakes.
+#
+# ## 1 · The naive way to show that an agent learns
+#
+# Play thirty episodes on each lake, in the paper's schedule: in the first two every move is random, then the agent is
+# let loose step by step, and in the last ten it decides alone. Draw success by episode. Done?
+
+# %%
+agent = load_agent(f"assets/adapters/{profile.adapter}")
+played = {"agent": rollout(agent, lakes, "paper", seed=0, progress=True)}
+plots.plot_learning_curves(played, title="Live: it learns!  (Does it?)", resamples=profile.bootstrap)
+
+# %% [markdown]
+# The paper draws this curve for its agent, reports that it begins at about 10 % and grows by 900 %, and calls that
+# in-context learning. Before you believe it (or ours), do the same with other players.
+#
+# ### Exercise 1 · Measure the growth (easy, 10 minutes)
+# Growth from the episodes with $\varepsilon = 0$ to those with $\varepsilon = 1$, where $\varepsilon$ is the
+# probability that the *player* decides (elsewhere in the literature it is the other way round).
+
+
+# %% tags=["exercise"]
+def improvement(success, epsilon):
+    """success: bool [maps, episodes]; epsilon: [episodes]. Relative growth of mean success, 9.0 for 900 %."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_improvement(improvement)
+
+
+# %% tags=["solution"]
+def improvement(success, epsilon):
+    early, late = success[:, epsilon == 0].mean(), success[:, epsilon == 1].mean()
+    return late / early - 1
+
+
+# %% [markdown]
+# ## 2 · The idea: everybody plays the same game
+#
+# A number means something beside other numbers. Seven players meet the same lakes, the same starts, the same coins and
+# the same forced moves; nothing differs but who decides when a player may decide.
+#
+# | player | learns on the lake? | knows |
+# | --- | --- | --- |
+# | random | no | nothing |
+# | memory-less | no | the agent's weights; its context is cleared after every episode |
+# | tabular Q | yes | the episodes of this lake; values start at 0 |
+# | optimistic tabular Q | yes | the same; values start at 1, so whatever is untried looks good |
+# | R-max | yes | the same; plans on the graph of moves seen, and to the nearest untried one |
+# | oracle | no | the map |
+# | agent | in its context, if at all | its frozen weights, the episodes of this lake |
+
+# %%
+others = [load_agent(f"assets/adapters/{profile.adapter}", memory=False), RandomPolicy(), TabularPolicy(0.0),
+          TabularPolicy(1.0), RMaxPolicy(), OraclePolicy()]  # fmt: skip
+for player in others:
+    played[player.name] = rollout(player, lakes, "paper", seed=0, progress=player.name == "memory-less")
+plots.plot_learning_curves(played, title="Live: the same lakes, the same luck", resamples=profile.bootstrap)
+
+
+# %%
+def growth(success, epsilon):
+    return success[:, epsilon == 1].mean() / success[:, epsilon == 0].mean() - 1
+
+
+print("Growth from episodes with epsilon = 0 to episodes with epsilon = 1:")
+for name, records in played.items():
+    print(f"  {name:22s}{growth(records.success, records.epsilon):+8.0%}")
+
+# %% [markdown]
+# **The oracle "improves" too**, by hundreds of per cent, and it learns nothing: it knows the map from the start. The
+# growth measures that random play is bad. The schedule alone makes every curve rise for everybody who decides better
+# than a die, whether it remembers or not. This is the first thing that the paper's curve does *not* show.
+#
+# What then is evidence of learning *in context*?
+#
+# - **agent minus memory-less**, in the last ten episodes: equal weights, equal freedom, only memory differs;
+# - **rising at constant $\varepsilon$**: the `greedy` schedule, where the agent decides from the first move on (section
+#   5);
+# - beside **tabular Q-learning**, which is what the same experience is worth to a textbook algorithm.
+
+# %% [markdown]
+# ## 3 · How sure are we?
+#
+# Episodes on one lake are relatives: they share the lake and the history. What is independent are lakes. So an interval
+# comes from drawing *lakes* with replacement, many times, and taking the middle 95 % of the resampled means (the
+# bootstrap):
+#
+# $$\hat\mu_b = \frac{1}{n}\sum_{i=1}^{n} x_{k_i},\qquad k_i \sim \mathrm{U}\{1,\dots,n\},\qquad
+#   \bigl[\hat\mu_{(2.5\,\%)},\ \hat\mu_{(97.5\,\%)}\bigr]$$
+#
+# where $x_k$ is the mean over the episodes of lake $k$ (code: `icrl_utils.statistics.interval`, test
+# `test_05_interval`). For a *difference* of two players on the same lakes, $x_k$ is the difference on lake $k$: easy
+# and hard lakes cancel, and the interval becomes narrower for free.
+#
+# ### Exercise 2 · A paired interval (medium, 20 minutes)
+
+
+# %% tags=["exercise"]
+def paired_interval(success_a, success_b, resamples, rng):
+    """success_a, success_b: bool [maps, episodes], both players on the same maps. Returns (low, high): the 95 %
+    bootstrap interval of mean success of a minus that of b."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_paired_interval(paired_interval)
+
+
+# %% tags=["solution"]
+def paired_interval(success_a, success_b, resamples, rng):
+    difference = success_a.mean(1) - success_b.mean(1)  # one number a lake
+    drawn = rng.integers(len(difference), size=(resamples, len(difference)))  # whole lakes, with replacement
+    low, high = np.quantile(difference[drawn].mean(1), [0.025, 0.975])
+    return low, high
+
+
+# %%
+last = {name: records.success[:, -10:].mean(1) for name, records in played.items()}
+print("Success in the last ten episodes, live:")
+for name, values in last.items():
+    alone, gap = interval(values, resamples=profile.bootstrap), interval(last["agent"] - values)
+    print(f"  {name:22s}{alone.estimate:5.2f} [{alone.low:.2f}, {alone.high:.2f}]     agent minus this one "
+          f"{gap.estimate:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]")  # fmt: skip
+
+# %% [markdown]
+# ## 4 · The same on all 500 lakes, for three training runs
+#
+# Everything above was played just now. **What follows is read from a file**, `assets/results/in_distribution.csv.gz`,
+# which `python -m icrl_utils evaluate in_distribution` remakes: all 500 lakes, the agents of three training runs (they
+# differ in nothing but the seed), and posterior sampling, a player that knows the law that lakes are drawn from and is
+# the strongest baseline here.
+
+# %%
+table = read_csv(results_path("in_distribution"))
+success = by_policy(table)
+paper = table["epsilon"][: success["agent"].shape[2]]
+plots.plot_learning_curves(success, paper, title="From the file: 500 held-out lakes", resamples=profile.bootstrap)
+
+# %% [markdown]
+# The band of a curve says how much the mean would vary with *other lakes*. It says nothing about other training runs:
+# two runs with different seeds are different agents. Here are the three:
+
+# %%
+shipped_seeds = sorted(set(table["training_seed"][table["policy"] == "agent"].tolist()))
+runs = {f"training seed {seed}": values for seed, values in zip(shipped_seeds, success["agent"], strict=True)}
+plots.plot_learning_curves(runs, paper, title="From the file: three training runs", resamples=profile.bootstrap)
+
+# %%
+seeds = [run[:, -10:].mean() for run in success["agent"]]
+over_lakes = interval(success["agent"][:, :, -10:].mean((0, 2)), resamples=profile.bootstrap)
+print("last ten episodes, by training run: " + ", ".join(f"{value:.3f}" for value in seeds))
+print(f"mean {np.mean(seeds):.3f}; over lakes [{over_lakes.low:.3f}, {over_lakes.high:.3f}], over runs "
+      f"{min(seeds):.3f} to {max(seeds):.3f}")  # fmt: skip
+agrees = interval(played["agent"].success[:, -10:].mean(1) - success["agent"][0, : len(lakes), -10:].mean(1))
+print(f"live minus file, same agent and lakes: {agrees.estimate:+.3f} (0 unless rounding turned a close decision)")
+
+# %% [markdown]
+# One number a player is too few. Success says nothing about the *way*; a player may reach the goal by detours, forget
+# what it knew, or die twice on the same edge. The table gives, with 95 % intervals: success, how often an episode ends
+# by an edge already seen to kill (`repeat_death`), the share of shortest paths among successes (`shortest_path`), in
+# the last ten episodes; and over all episodes P(success | success before) (`retention`) and the episodes until the
+# first success.
+
+# %%
+rows = summary(table)
+print(describe(rows))
+
+# %%
+shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
+panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
+plots.plot_intervals(
+    {title: {name: row[metric] for name, row in shown.items()} for title, metric in panels.items()},
+    colors=plots.POLICY_COLORS, title="From the file: three ways to be good, 500 lakes",
+)  # fmt: skip
+
+# %% [markdown]
+# ## 5 · Without forced exploration
+#
+# In the paper's schedule random moves fill the context with experience, whether the player wants it or not. The honest
+# test of an agent is to let it decide from the first move on: then it must explore by itself. Every curve that rises
+# here rises because its player learns.
+
+# %%
+greedy = {}
+for player in (agent, others[0], RandomPolicy(), TabularPolicy(0.0), TabularPolicy(1.0), RMaxPolicy()):
+    greedy[player.name] = rollout(player, lakes, "greedy", seed=0, progress=player is agent)
+plots.plot_learning_curves(greedy, title="Live: the player decides from the first move on", resamples=profile.bootstrap)
+
+# %%
+for name in ("agent", "memory-less", "tabular Q"):
+    values = greedy[name].success
+    rise = interval(values[:, -10:].mean(1) - values[:, :3].mean(1), resamples=profile.bootstrap)
+    print(f"{name:14s} last ten minus first three episodes {rise.estimate:+.2f} [{rise.low:+.2f}, {rise.high:+.2f}]")
+outcome = {code: (played["agent"].outcome[:, -10:] == code).mean() for code in (1, 2, 3)}
+print(f"\nHow the agent's last ten episodes end (paper's schedule): goal {outcome[1]:.0%}, hole {outcome[2]:.0%}, "
+      f"cut off after 100 moves {outcome[3]:.0%}")  # fmt: skip
+
+# %% [markdown]
+# Nothing in our training data asks for exploration: the value that is learned is that of the best move *given what is
+# known*, and a value learned from one lake's rewards does not count what one might find out. What exploration there is
+# comes from values of untried moves, which the network has to guess. Where it guesses too low, it walks the known
+# circle until the step limit. The paper reports the same of its agent, in words; here you see how much it is.
+
+# %% [markdown]
+# ## 6 · Explore the curves yourself
+#
+# Choose players, schedule, number of lakes and smoothing. Take few lakes, and see how quickly a "result" becomes noise:
+# the paper has 50.
+
+# %%
+from icrl_utils.widgets import learning_curve_explorer
+
+learning_curve_explorer({"paper (live)": played, "greedy (live)": greedy})
+
+# %% [markdown]
+# For readers without a running kernel, the same figure drawn once, with the paper's 50 lakes:
+
+# %%
+few = {name: played[name].success[:50] for name in ("agent", "memory-less", "tabular Q", "random")}
+plots.plot_learning_curves(few, "paper", smooth=3, title="Live: 50 lakes, as in the paper", resamples=profile.bootstrap)
+
+# %% [markdown]
+# ### Exercise 3 · What does a curve show? (hard, 20 minutes, no code needed)
+# A colleague sends a figure: thirty episodes, the paper's schedule, 50 lakes, one training run, no other player,
+# success from .10 to .90, "learning in context is proved". Write down at least four objections, each with the figure or
+# number that would answer it. Then compare. The check only counts what you wrote.
+
+
+# %% tags=["exercise"]
+def objections():
+    """Your objections: a list of at least four (objection, what would answer it) pairs of strings."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+checks.check_objections(objections)
+
+
+# %% tags=["solution"]
+def objections():
+    return [
+        ("it starts at epsilon = 0: the low beginning is random play, not the agent",
+         "the same agent with the greedy schedule; growth of an oracle under this schedule"),
+        ("a good agent without memory would rise, too, while the forced moves become fewer",
+         "the memory-less twin on the same lakes, and the paired difference"),
+        ("no baseline says what this experience is worth", "tabular Q-learning and R-max in the same protocol"),
+        ("50 lakes leave +-8 points at 90 %", "a bootstrap interval over lakes, and more lakes"),
+        ("one training run may be a lucky one", "several training seeds, shown one by one"),
+        ("success does not tell how it is reached", "shortest paths, repeated deaths, how failures end"),
+        ("are the lakes really unseen?", "a held-out file that training rejects"),
+    ]  # fmt: skip
+
+
+# %% [markdown]
+# ## 7 · What the paper's curve shows, and what it does not
+#
+# Fairness first: the paper (arXiv 2501.14176) showed that a language model with a small adapter, trained by nothing but
+# rewards, can use its context to play unseen lakes, and its held-out lakes are fresh. What its Figure 3 cannot tell:
+#
+# 1. how much of the rise is the schedule (its baseline is $\varepsilon = 0$; sections 2 and 5 above);
+# 2. how much a memory-less model would achieve (no such curve);
+# 3. how good it is beside simple algorithms with the same experience (no baselines);
+# 4. how sure it is (one training run, 50 lakes, no interval).
+#
+# Our figures answer these questions *for our small agent*. They say nothing about theirs.
+#
+# ## 8 · Other kinds of unseen
+#
+# The picture on top shows three more: larger lakes, lakes that are exchanged while the agent plays, and lakes of which
+# the history shows two halves that have to be joined. To these comes the question how good the data must be. This
+# notebook covers the first kind of unseen. The others are the next experiments of the course and are not part of it
+# yet:
+#
+# - **larger lakes** (6 and 7 tiles): never seen by DQN, while pretraining has seen random play there;
+# - **changing lakes**: with and without starting the schedule anew, which forces a drop by itself;
+# - **stitching**: hundreds of generated pairs of demonstrations instead of one hand-made lake;
+# - **data quality**: adapters from good, mixed and poor episodes, with more than one seed each.
+
+# %% [markdown]
+# ## Recap
+#
+# - Under a schedule that goes from forced to free, *every* decent player's curve rises. The oracle's does.
+# - Evidence of learning in context: the distance to the memory-less twin, paired by lakes; a rise at constant freedom;
+#   a place among learners that had the same experience.
+# - Intervals come from lakes, not from episodes; training seeds are shown one by one.
+# - Success is not all: look at the way, at repeated deaths, and at how failures end.
+# - Live results and results from a file are different things: this notebook says which is which.
+#
+# ## Further reading
+# - Rentschler and Roberts 2025, arXiv 2501.14176: sections 4.1 and 4.6.
+# - Agarwal et al. 2021, *Deep reinforcement learning at the edge of the statistical precipice*, arXiv 2108.13264:
+#   intervals for few runs.
+# - Brafman and Tennenholtz 2002, *R-max*, JMLR 3: a plan for what is unknown.
+# - Osband, Russo, Van Roy 2013, *(More) efficient reinforcement learning via posterior sampling*, arXiv 1306.0940.
+# - Lee et al. 2023, *Supervised pretraining can learn in-context reinforcement learning* (DPT), arXiv 2306.14892.

@@ -5,18 +5,27 @@ Every ``bench_NAME(profile, seed)`` prints one line and returns its figures as a
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 import gymnasium
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from icrl_utils import dqn
+from icrl_utils.hardware import compile_network, matmul_peak
 from icrl_utils.history import HistoryFormat
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION, FrozenLakeVectorEnv
-from icrl_utils.models import new_tiny_llama
+from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, new_tiny_llama, parameter_count
 from icrl_utils.profiles import ASSETS, Profile
-from icrl_utils.qvalues import QReadout
+from icrl_utils.qvalues import QNetwork, QReadout
+from icrl_utils.replay import make_batch
 from icrl_utils.rollout import Agent, load_agent, rollout
+from icrl_utils.training import TrainConfig, make_optimizers, q_and_targets, training_source, world_model_loss
+
+LLAMA_3_VOCABULARY = 128_256
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -24,6 +33,16 @@ def seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most memory that tensors allocated in ``call`` held at one time, on the CPU."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets otherwise
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum(sizes).max())
 
 
 def bench_env(profile: Profile | None = None, seed: int = 0) -> dict[str, float]:
@@ -119,3 +138,94 @@ def _some_agent() -> Agent:
         return load_agent(folder, device="cpu")
     history = HistoryFormat("compact")
     return Agent(new_tiny_llama(history.vocab_size, history.action_ids).eval(), history, QReadout())
+
+
+def bench_readout(profile: Profile | None = None, seed: int = 0) -> dict[str, float]:
+    """Q at the decisions from four rows of the output embedding, against full-vocabulary logits at all positions.
+
+    Forward and backward of one history at Llama 3's vocabulary, a decision at every tenth token as in the paper's
+    format, through a narrow model (one layer of width 64; a real one adds the same cost to both ways). Both ways
+    compute the same values, which is checked. The median of five alternating rounds is reported.
+
+    Returns:
+        milliseconds ``rows_ms`` and ``full_ms``, peak megabytes of tensors ``rows_mb`` and ``full_mb``, and the ratios
+        ``times_faster`` and ``times_smaller``.
+    """
+    tokens = 128 if profile and profile.name == "smoke" else 1024
+    action_ids = torch.arange(4) * 1000
+    model = add_adapters(new_tiny_llama(LLAMA_3_VOCABULARY, action_ids, hidden=64, layers=1, seed=seed), rank=4)
+    net = QNetwork(model, action_ids, QReadout())
+    ids = torch.from_numpy(np.random.default_rng(seed).integers(LLAMA_3_VOCABULARY, size=(1, tokens)))
+    position = torch.arange(9, tokens, 10)[None]
+
+    def rows() -> Tensor:
+        return net(ids, position)[0]
+
+    def full() -> Tensor:
+        return net.readout.z(model(input_ids=ids).logits[:, position[0]][..., action_ids])
+
+    torch.testing.assert_close(rows(), full(), atol=1e-4, rtol=1e-4)
+    ways = [lambda: rows().sum().backward(), lambda: full().sum().backward()]
+    times = [[seconds(way) for way in ways] for _ in range(5)]
+    rows_ms, full_ms = 1000 * np.median(times, axis=0)
+    rows_mb, full_mb = (peak_bytes(way) / 1e6 for way in ways)
+    faster, smaller = full_ms / rows_ms, full_mb / rows_mb
+    print(
+        f"readout: {rows_ms:.1f} ms and {rows_mb:.1f} MB for four rows at {position.shape[1]} decisions, "
+        f"{full_ms:.0f} ms and {full_mb:.0f} MB for {LLAMA_3_VOCABULARY:,} logits at {tokens} tokens: "
+        f"{faster:.0f} times as fast in 1/{smaller:.0f} of the memory"
+    )
+    return {
+        "rows_ms": float(rows_ms), "full_ms": float(full_ms), "rows_mb": rows_mb, "full_mb": full_mb,
+        "times_faster": float(faster), "times_smaller": smaller,
+    }  # fmt: skip
+
+
+def bench_train(profile: Profile | None = None, seed: int = 0) -> dict[str, float]:
+    """Tokens per second of a DQN step of the tiny Llama (target and online forward, backward, optimizer, Polyak).
+
+    Three ways in turn, five rounds, the fastest of each: peft's layers, which multiply every token by the adapter;
+    the adapter folded into the weights once a step; and that compiled, where a compiler is there. The fraction of the
+    peak takes a step as 6 * parameters * tokens floating point operations, the usual convention: attention, the
+    adapter and the target's forward pass come on top.
+
+    Returns:
+        tokens/s ``peft``, ``folded`` and ``compiled``, and of the fastest its fraction of the matmul peak,
+        ``of_peak``.
+    """
+    config = TrainConfig(seed=seed, **(profile.training if profile else {}))
+    history, device = HistoryFormat("compact"), torch.device("cpu")
+    base = new_tiny_llama(history.vocab_size, history.action_ids, seed=seed).eval()
+    flops = 6 * parameter_count(base) * config.step_tokens
+    ids = training_source(config).slices(config.slices, config.slice_tokens, np.random.default_rng(seed))
+    batch, action_ids = make_batch(ids, history), torch.as_tensor(history.action_ids)
+    model = add_adapters(base, config.adapter, config.rank, seed)
+    optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
+    online, target = (adapter_parameters(model, name).values() for name in (ONLINE, TARGET))
+
+    def step(net: nn.Module) -> None:
+        z, y, logits = q_and_targets(net, model, batch, config.readout, config.gamma, True, config.consistent)
+        loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
+        (loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        dqn.polyak_update(target, online, config.polyak)
+
+    folds = {"peft": False, "folded": True, "compiled": True}
+    ways = {name: QNetwork(model, history.action_ids, config.readout, fold) for name, fold in folds.items()}
+    if not compile_network(ways["compiled"], device):
+        del ways["compiled"]
+    for net in ways.values():
+        step(net)  # the first one compiles
+    best = {name: min(seconds(lambda: step(net)) for _ in range(2)) for name, net in ways.items()}  # noqa: B023
+    for _ in range(3):
+        best = {name: min(best[name], seconds(lambda: step(net))) for name, net in ways.items()}  # noqa: B023
+    rates = {name: config.step_tokens / time for name, time in best.items()}
+    of_peak = flops / min(best.values()) / matmul_peak(device)
+    listing = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    print(
+        f"train: tokens/s {listing}; the fastest is {max(rates.values()) / rates['peft']:.2f} times the first and "
+        f"{of_peak:.0%} of the matmul peak at {torch.get_num_threads()} threads"
+    )
+    return rates | {"of_peak": of_peak}

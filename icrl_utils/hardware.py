@@ -40,15 +40,16 @@ def resolve_precision(precision: str, cpu: bool) -> str:
     return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
 
-def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> None:
+def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> bool:
     """Compile ``net`` in place; where that is impossible (no C++ compiler), say so in one line and leave it."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever is missing: training works without
         torch._dynamo.reset()
-        say(f"torch.compile does not work here ({_first_line(error)}); training goes on without it, slower.")
-    else:
-        net.compile()
+        say(f"torch.compile does not work here ({_first_line(error)}); it goes on without, slower.")
+        return False
+    net.compile()
+    return True
 
 
 def _first_line(error: Exception) -> str:

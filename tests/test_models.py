@@ -139,6 +139,14 @@ def test_the_target_adapter_starts_as_a_copy_and_is_not_the_same_memory(kind):
     assert not any(torch.equal(online[name], target[name]) for name in target)
 
 
+def test_lora_adds_twice_the_product_of_its_factors():
+    model = moved(add_adapters(tiny_llama(), rank=4))
+    layer = backbone(model).layers[1].mlp.down_proj
+    change = layer.lora_B[ONLINE].weight @ layer.lora_A[ONLINE].weight
+    x = torch.randn(3, change.shape[1])
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), 2 * x @ change.T, atol=1e-5, rtol=1e-4)
+
+
 def test_adapters_are_float32():
     model = add_adapters(tiny_llama().to(torch.bfloat16), rank=4)
     for name in (ONLINE, TARGET):

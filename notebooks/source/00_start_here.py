@@ -12,8 +12,8 @@
 # | **Goals** | See in-context RL happen; know what its curve must be compared with; check your set-up |
 # | **Prerequisites** | Python; you have heard of neural networks |
 # | **Reading** | 20 minutes |
-# | **Run time** | smoke 15 s · cpu 1 min on two cores |
-# | **Peak memory** | 1.2 GB |
+# | **Run time** | smoke 30 s · cpu 1.5 min on two cores |
+# | **Peak memory** | 0.8 GB |
 # | **Downloads** | none |
 #
 # The course in one line: here you watch the effect; [01](01_environment_and_history.ipynb) turns a game into text,
@@ -103,21 +103,29 @@ for episode in without_memory.episodes(0)[:5]:
 # Training (notebooks 03 and 04) did not teach the network this lake. It taught it to *learn lakes*.
 #
 # *(Test that the code does what this equation says: `tests/test_equations.py::test_00_*`.)*
+#
+# `schedule="paper"` helps it explore, as in the paper that this course follows: in the first twenty episodes some
+# moves are forced at random (all of them in the first two, one in ten in the last two). In the last ten it is on its
+# own. We let it try our lake nine times, each time from an empty history and with other luck.
+
+# %%
+agent = load_agent("assets/adapters/dqn")
+weights_before = {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
+tries = rollout(agent, [lake] * 9, schedule="paper", seed=0)
+goals = tries.success[:, -10:].sum(axis=1)
+median = int(goals.argsort()[4])
+print("goals in the last ten episodes of each try:", goals.tolist())
+
+# %% [markdown]
+# One may not show the best of nine. Here is the *middle* one: the words it had read in the end, and three of its
+# thirty episodes, with the tiles that it had visited by then.
 
 # %%
 from icrl_utils.history import HistoryFormat
 
-agent = load_agent("assets/adapters/dqn")
-weights_before = {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
-played = rollout(agent, [lake], schedule="paper", seed=0)
-episodes = played.episodes(0)
+episodes = tries.episodes(median)
 text = HistoryFormat("compact").render(episodes)
 print(f"{len(episodes)} episodes are {len(text.split())} words of history. They begin:\n{text[:230]} ...")
-
-# %% [markdown]
-# `schedule="paper"` helps it explore, as in the paper that this course follows: in the first twenty episodes some
-# moves are forced at random (all of them in the first two, one in ten in the last two). In the last ten it is on its
-# own. Three of the thirty episodes, with the tiles it had visited by then:
 
 # %%
 from icrl_utils.plots import plot_trajectories
@@ -128,7 +136,9 @@ known = {title: {tile for episode in episodes[: i + 1] for tile in episode.tiles
 plot_trajectories(lake, paths, known)
 
 # %% [markdown]
-# Expected: a random walk first, a way to the goal at the end. The claim was that no weight has moved. Check it:
+# Expected: a walk by chance first; in the end, in most tries, the goal, often on the shortest way. Not in all: this is
+# a small agent, and what it still does wrong is as interesting as what it does right. The claim was that no weight has
+# moved. Check it:
 
 # %%
 unchanged = all(tensor.equal(weights_before[name]) for name, tensor in agent.model.state_dict().items())
@@ -159,21 +169,22 @@ print(f"Q(down on tile 9) changes by {change:+.2f} when the history tells of the
 # %% [markdown]
 # ## One lake is an anecdote
 #
-# Perhaps we were lucky. So: many held-out lakes, thirty episodes each, and beside the agent two players that cannot
+# Perhaps we were lucky. So: more held-out lakes, thirty episodes each, and beside the agent two players that cannot
 # learn. All three meet the same luck: the same start tiles and the same forced random moves. The band is a 95 %
 # interval; it comes from drawing the *lakes* anew, since episodes on one lake depend on each other.
 
 # %%
 from icrl_utils.plots import plot_learning_curves
 
-lakes = held_out_maps("in_distribution")[: profile.maps // 4]
+lakes = held_out_maps("in_distribution")[5 :: 2_000 // profile.maps]
 players = [agent, forgetful, RandomPolicy()]
 records = {player.name: rollout(player, lakes, schedule="paper", seed=0) for player in players}
 plot_learning_curves(records, title="The same weights, with and without memory", resamples=profile.bootstrap)
 
 # %% [markdown]
-# Expected: all three begin near .15, where every move is random. Then the agent leaves the others behind. (In the
-# `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.)
+# Expected: all three begin near .16, where every move is random. Then the agent leaves the others behind. The
+# memory-less one even *falls* the more it is allowed to act: a fixed habit is worse than a die (notebook 02 shows why).
+# In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.
 #
 # ## A trap: what does the curve have to be compared with?
 #
@@ -237,7 +248,7 @@ def repeat_deaths(episodes: list) -> int:
 
 # %% [markdown]
 # The package has the same count for all lakes at once (`statistics.repeat_deaths`). In the last ten episodes, where
-# nothing is forced, a player that remembers should have none:
+# nothing is forced, a player with a perfect memory has none:
 
 # %%
 from icrl_utils.history import HOLE
@@ -249,6 +260,9 @@ for name, r in records.items():
     print(f"{name:12s} {deaths:3d} deaths in {again.size} episodes, {again.sum():3d} by an edge that had killed before")
 
 # %% [markdown]
+# Expected: the agent has the fewest. If it is not zero, you have found a flaw of our agent: it read the death and
+# walked into it all the same. Improving such figures is what notebooks 03 to 05 are about.
+#
 # ## Now you
 #
 # A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. It plays greedily
@@ -270,7 +284,7 @@ game
 
 # %%
 for number, episode in enumerate(game.opponent):
-    print(f"episode {number}: {episode.outcome:5s} after {episode.steps:3d} moves")
+    print(f"episode {number + 1}: {episode.outcome:5s} after {episode.steps:3d} moves")
 
 # %% [markdown]
 # Do not be surprised to see it stuck: where nothing is forced, the agent may walk in a circle until it is cut off.

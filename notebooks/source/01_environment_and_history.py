@@ -12,7 +12,7 @@
 # | **Prerequisites** | Notebook 00; NumPy |
 # | **Reading** | 25 minutes |
 # | **Run time** | smoke 10 s · cpu 20 s on two cores |
-# | **Peak memory** | 0.7 GB |
+# | **Peak memory** | 0.6 GB |
 # | **Downloads** | none |
 
 # %% [markdown]
@@ -214,7 +214,7 @@ print(compact.render(two))
 # %%
 from icrl_utils.plots import plot_history_tokens
 
-plot_history_tokens(compact.render(two), title="What the tiny Llama reads: 72 possible words, their numbers below")
+plot_history_tokens(compact.render(two), width=9.8, title="What the tiny Llama reads, with the numbers of the words")
 
 # %% [markdown]
 # Two properties are worth a check. Nothing is lost: what was written can be read back. And nothing is accepted that

@@ -12,8 +12,8 @@
 # | **Goals** | Read Q from a Llama; know what scale, offset and rows do; see what an untrained model believes |
 # | **Prerequisites** | Notebook 01; PyTorch tensors; what a logit is |
 # | **Reading** | 25 minutes |
-# | **Run time** | smoke 15 s · cpu 1 min on two cores |
-# | **Peak memory** | 1.2 GB |
+# | **Run time** | smoke 15 s · cpu 30 s on two cores |
+# | **Peak memory** | 1 GB |
 # | **Downloads** | none |
 
 # %% [markdown]
@@ -231,7 +231,8 @@ plot_q_lakes(lake, {"exact Q*": lake.optimal_values(), **{name: q_map(player) fo
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward
 # was ever mentioned. It *knows* that right of 9 comes the hole 10, if it saw it; it does not know that this is bad.
-# The agent's values rise towards the goal, and the triangles that point into holes it has seen are dark.
+# The agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. Look also at
+# the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and the agent, who has never been there, guesses.
 #
 # A check of that knowledge. The base predicts what comes *after* a move, and is nearly always right where the
 # context has already shown it:

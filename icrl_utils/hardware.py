@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 
@@ -20,9 +19,7 @@ def make_accelerator(precision: str = "auto", device: str = "auto") -> Accelerat
     cpu = device == "cpu" or not torch.cuda.is_available()
     mixed_precision = resolve_precision(precision, cpu)
     AcceleratorState._reset_state()  # else a second run in this Python, as in a notebook, must be like the first
-    # Data parallelism need not send buffers around: they never change.
-    no_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[no_buffers])
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
 
 
 def resolve_precision(precision: str, cpu: bool) -> str:

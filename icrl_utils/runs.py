@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import signal
 import statistics
@@ -20,10 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -35,88 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from icrl_utils.configs import RunConfig
 from icrl_utils.hardware import device_name, matmul_peak
-from icrl_utils.models import file_sha256, portable_path
+from icrl_utils.models import file_sha256
 from icrl_utils.profiles import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymnasium", "numpy")
-
-
-@dataclass
-class RunConfig:
-    """What both loops share. Raises ValueError when a value cannot work."""
-
-    out: str
-    seed: int = 0
-    steps: int = 1200
-    slices: int = 10  # of an optimizer step, over all processes
-    slice_tokens: int = 640
-    warmup: int = 100  # optimizer steps of linear warm-up; then cosine to 0
-    clip: float = 1.0  # gradient norm
-    weight_decay: float = 0.01
-    relabel: float = 0.5  # share of slices with permuted tile numbers
-    steps_per_chunk: int = 20  # optimizer steps whose maps are sampled and played together
-    workers: int = 0  # processes that make data ahead of time
-    precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"  # autocast
-    compile: bool = False
-    log_every: int = 20
-    eval_every: int = 200
-    eval_maps: int = 64
-    eval_step_limit: int = 30  # in evaluations during training: loops are cut off early, success is a lower bound
-    save_every: int = 200
-    minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time
-    device: typing.Literal["auto", "cpu"] = "auto"
-
-    COMMAND: typing.ClassVar[str]
-    # What does not change the result. A run may be resumed with other values of these.
-    INDIFFERENT: typing.ClassVar = (
-        "out", "workers", "compile", "log_every", "eval_every", "eval_maps", "eval_step_limit", "save_every",
-        "minutes", "device",
-    )  # fmt: skip
-
-    def __post_init__(self):
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value, allowed = getattr(self, name), typing.get_args(hint)
-            if typing.get_origin(hint) is typing.Literal and value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(str, allowed))}.")
-        for name in ("steps", "slices", "steps_per_chunk", "log_every", "eval_every", "eval_maps", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
-        if self.slice_tokens < 4 or self.slice_tokens % 2:
-            raise ValueError(f"slice_tokens={self.slice_tokens!r} must be even (two tokens a step) and at least 4.")
-        if not 0 <= self.relabel <= 1:
-            raise ValueError(f"relabel={self.relabel!r} is a share of the slices: pass a number from 0 to 1.")
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.slices * self.slice_tokens
-
-    def record(self) -> dict:
-        """All fields but those that only say where and when this machine ran it."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "minutes", "device")}
-
-    def command(self) -> str:
-        """The command line that does this run again: all options that differ from their defaults."""
-        given = {"out": portable_path(self.out)} | dict(_changed(self.record(), type(self)().record()))
-        options = [f"--{name}={value}" if value is not None else f"--{name}" for name, value in given.items()]
-        return shlex.join(["python", "-m", "icrl_utils", self.COMMAND, *options])
-
-    def decisive(self) -> dict:
-        """The fields that decide the result."""
-        return {name: value for name, value in self.record().items() if name not in self.INDIFFERENT}
-
-
-def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:
-    """(option, value) of the entries that differ from ``defaults``, named as the command line names them."""
-    for name, value in values.items():
-        option = name.replace("_", "-")
-        if isinstance(value, dict):
-            yield from ((f"{option}-{inner}", v) for inner, v in _changed(value, defaults[name]))
-        elif value != defaults[name] and isinstance(value, bool):
-            yield option if value else f"no-{option}", None
-        elif value != defaults[name]:
-            yield option, value
 
 
 def learning_rate_factor(step: int, config: RunConfig) -> float:
@@ -214,12 +135,16 @@ class Run:
 
     def _must_stop(self, interrupt: threading.Event) -> bool:
         """Whether any process wants to stop: all must leave the loop at the same step."""
-        wanted = [float(interrupt.is_set()), float(self._session_seconds() > 60 * self.config.minutes)]
+        wanted = [float(interrupt.is_set()), float(self.out_of_time())]
         if self.accelerator.num_processes > 1:
             wanted = self.accelerator.reduce(torch.tensor(wanted, device=self.accelerator.device), "sum").tolist()
         if wanted[0]:
             interrupt.set()
         return any(wanted)
+
+    def out_of_time(self) -> bool:
+        """Whether this session has had its ``config.minutes``."""
+        return self._session_seconds() > 60 * self.config.minutes
 
     def update(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
         """One optimizer step on ``loss``; returns the norm of the gradient before clipping."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from icrl_utils import dqn, lake
+from icrl_utils.configs import PretrainConfig, RunConfig, TrainConfig
 from icrl_utils.hardware import compile_network, make_accelerator
 from icrl_utils.history import LIMIT, OUTCOMES, HistoryFormat
 from icrl_utils.models import (
@@ -39,64 +39,9 @@ from icrl_utils.models import (
     target_network,
 )
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
-from icrl_utils.replay import RANDOM_PLAY, Batch, Behaviour, ReplayBuffer, SliceSource, collect, make_batch
-from icrl_utils.runs import Run, RunConfig, check_folder, is_finished
+from icrl_utils.replay import RANDOM_PLAY, Batch, ReplayBuffer, SliceSource, collect, make_batch
+from icrl_utils.runs import Run, check_folder, is_finished
 from icrl_utils.tokenizers import make_compact_tokenizer
-
-
-@dataclass
-class PretrainConfig(RunConfig):
-    """Next-observation prediction on random play. Action words carry no loss: the base learns how lakes work."""
-
-    COMMAND = "pretrain"
-    out: str = "build/tiny-llama"
-    steps: int = 1500
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    lr_matrix: float = 0.02  # Muon, on the projections
-    lr_other: float = 3e-3  # AdamW, on embedding, head and norms
-
-
-@dataclass
-class TrainConfig(RunConfig):
-    """Double DQN on an adapter. The base stays frozen; rewards are the only teacher of actions."""
-
-    COMMAND = "train"
-    base: str = "assets/tiny-llama"
-    out: str = "build/dqn"
-    adapter: Literal["lora", "ia3"] = "lora"
-    rank: int = 32
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 4e-3
-    loss: Literal["bce", "mse"] = "bce"
-    gamma: float = 0.9
-    polyak: float = 0.1
-    consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
-    offset: float = 1.0  # read-out, see QReadout
-    scale: float = 1.0
-    world_model: float = 0.1  # weight of the auxiliary next-observation loss
-    order: Literal["as_played", "shuffled"] = "as_played"
-    quality: Literal["low", "mid", "hi"] = "mid"
-    crossing: bool = False  # slices may cross map changes
-    map_pool: int = 0  # 0: fresh maps all the time; n: always the same n maps
-    behaviour: Behaviour = field(default_factory=Behaviour)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
-        if not 0 < self.polyak <= 1:
-            raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
-
-    def record(self) -> dict:
-        """The base as a path that holds on every machine."""
-        return super().record() | {"base": portable_path(self.base)}
-
-    @property
-    def readout(self) -> QReadout:
-        return QReadout("sigmoid" if self.loss == "bce" else "identity", self.scale, self.offset)
-
 
 # ---------------------------------------------------------------------------------------------------------- data
 
@@ -293,7 +238,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
                 run.log(evaluate_in_training(model, readout, config))
 
     if run.main:
-        run.log(evaluate_in_training(model, readout, config, greedy=True))
+        run.log(evaluate_in_training(model, readout, config, True))
     return run.finish(
         lambda folder: write_adapter(model, config, folder),
         "adapter_model.safetensors",

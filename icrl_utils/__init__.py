@@ -7,11 +7,14 @@ import importlib
 import logging
 import sys
 import types
+import warnings
 
 __version__ = "0.1.0"
 
 # On import bitsandbytes advises to install `kernels`, which would load code from a hub: not wanted, and not needed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# peft asks transformers for an attribute by its old name: nothing that a reader could mend.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 _HOME = {
     "FrozenLakeVectorEnv": "lake",

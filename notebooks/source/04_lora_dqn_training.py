@@ -82,16 +82,16 @@ print(f"right on {accuracy:.2%} of {pairs:,} pairs that were seen before in the 
 # lake some moves are forced to be random, which fills the context with experience, in the last ten none.
 
 # %%
-lakes = development_maps("in_distribution", 64)[: profile.maps]
+lakes, limit = development_maps("in_distribution", 64)[: profile.maps], 20 if small else 100  # moves an episode
 from icrl_utils.qvalues import QNetwork, QReadout
 
 readout = QReadout("sigmoid", scale=1.0, offset=1.0)
 players = {"base": Agent(base, history, readout, name="base"), "random": RandomPolicy()}
-records = {name: rollout(player, lakes, "paper", seed=1) for name, player in players.items()}
+records = {name: rollout(player, lakes, "paper", seed=1, step_limit=limit) for name, player in players.items()}
 plots.plot_learning_curves(records, title="The base knows lakes, but not what to want", resamples=profile.bootstrap)
 
 # %% [markdown]
-# Below random play, once it may decide alone: an argmax of meaningless numbers is a habit, and habits run in circles
+# No better than a die, once it may decide alone: an argmax of meaningless numbers is a habit, and habits run in circles
 # until the step limit. Knowledge of the world is not knowledge of what is good. Only reward can tell that, and it has
 # to get into the weights somehow.
 
@@ -409,7 +409,7 @@ print(f"{run_facts['steps_done']} of {config.steps} steps, {run_facts['tokens'] 
 # %%
 players = {"agent": load_agent(folder), "memory-less": load_agent(folder, memory=False)}
 for name, player in players.items():
-    records[name] = rollout(player, lakes, "paper", seed=1, progress=True)
+    records[name] = rollout(player, lakes, "paper", seed=1, step_limit=limit, progress=True)
 plots.plot_learning_curves(
     {name: records[name] for name in ("agent", "memory-less", "base", "random")}, resamples=profile.bootstrap,
     title=f"This run, {run_facts['tokens'] / 1e6:.1f} million tokens, trained just now",
@@ -461,11 +461,14 @@ shipped = ASSETS / "adapters" / profile.adapter
 facts = json.loads((shipped / "run.json").read_text())
 print(f"shipped: {facts['tokens'] / 1e6:.1f} million tokens, {facts['seconds'] / 60:.0f} minutes on {facts['device']}")
 print(f"remade by: {facts['command']}")
-logs = {f"this run, {run_facts['tokens'] / 1e6:.1f} M": read_log(folder), "shipped": read_log(shipped)}
-plots.plot_training_log(logs, title="The live run beside the shipped one")
+columns = ("tokens", "td_error", "success_last")
+logs = {f"this run, {run_facts['tokens'] / 1e6:.1f} M": folder, "shipped": shipped}
+logs = {name: [{column: row[column] for column in columns} for row in read_log(run)] for name, run in logs.items()}
+plots.plot_training_log(logs, title="The live run beside the shipped one (success: last ten episodes, step limit 30)")
 
 # %%
-records["shipped agent"] = rollout(load_agent(shipped, name="shipped agent"), lakes, "paper", seed=1)
+players["shipped agent"] = load_agent(shipped)
+records["shipped agent"] = rollout(players["shipped agent"], lakes, "paper", seed=1, step_limit=limit)
 titles = {"this run": "agent", "shipped run": "shipped agent", "this run, memory-less": "memory-less"}
 plots.plot_learning_curves({title: records[name] for title, name in titles.items()}, resamples=profile.bootstrap,
                            title="Development lakes: trained just now, and shipped")  # fmt: skip

@@ -159,7 +159,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     net = QNetwork(model, history.action_ids, QReadout())
     optimizers = make_optimizers(model, "muon", config.lr_matrix, config.lr_other, config.weight_decay)
     if config.compile:
-        compile_network(net, accelerator.device)
+        compile_network(net, accelerator.device, accelerator.print)
     net = accelerator.prepare(net)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     run = Run(config, accelerator, tensors, optimizers, parameter_count(model), resume, progress)
@@ -210,7 +210,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     net = QNetwork(model, history.action_ids, readout, fold=accelerator.mixed_precision == "no")
     optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
     if config.compile:
-        compile_network(net, accelerator.device)
+        compile_network(net, accelerator.device, accelerator.print)
     net = accelerator.prepare(net)
     online, target = adapter_parameters(model, ONLINE), adapter_parameters(model, TARGET)
     tensors = {f"online.{n}": p for n, p in online.items()} | {f"target.{n}": p for n, p in target.items()}

@@ -580,6 +580,23 @@ def test_fp16_scaling_leaves_the_update_of_two_optimizers_as_it_is(tmp_path):
     torch.testing.assert_close(*results)
 
 
+def test_every_step_has_its_learning_rate_also_after_a_resumption(base, tmp_path, monkeypatch):
+    rates = []
+
+    def update(self, *args, was=Run.update):
+        rates.append([group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups])
+        return was(self, *args)
+
+    monkeypatch.setattr(Run, "update", update)
+    config = pretrain_config(tmp_path / "run", lr_matrix=0.5, lr_other=0.25)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        pretrain(config, **QUIET)
+    pretrain(config, resume=True, **QUIET)
+    factors = [learning_rate_factor(step, config) for step in range(5)]
+    np.testing.assert_allclose(rates, [[0.5 * factor, 0.25 * factor] for factor in factors])
+
+
 def test_gradients_are_clipped_to_their_norm(tmp_path):
     weight = nn.Parameter(torch.zeros(2))
     config = PretrainConfig(**SMALL | {"out": str(tmp_path), "clip": 1.0})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
@@ -233,12 +233,19 @@ class PlayAgainstAgent(ipywidgets.VBox):
         show_figure(self.output, plot_trajectories(lake_map, episodes))
 
 
-def play_against_agent(agent: Policy, lake_map: LakeMap, episodes: int = 8, seed: int = 0) -> PlayAgainstAgent:
+def play_against_agent(
+    agent: Policy,
+    lake_map: LakeMap,
+    schedule: str | Sequence[float] = "greedy",
+    episodes: int | None = None,
+    seed: int = 0,
+) -> PlayAgainstAgent:
     """Play a lake by its tile numbers alone, and compare yourself with ``agent`` on the same lake and the same starts.
 
-    The agent plays all its episodes when the widget is made, greedily and with a fresh history.
+    The agent plays all its episodes when the widget is made, with a fresh history; ``schedule`` and ``episodes`` are
+    those of ``rollout``.
     """
-    return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], "greedy", seed=seed, episodes=episodes))
+    return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], schedule, seed=seed, episodes=episodes))
 
 
 def _score(episode: Episode) -> str:

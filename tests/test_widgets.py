@@ -148,6 +148,12 @@ def test_both_players_start_on_the_same_tiles():
     assert len(set(player.game.starts)) > 1
 
 
+def test_the_opponent_follows_a_schedule():
+    player = play_against_agent(OraclePolicy(), LAKE, schedule=[0, 0, 1, 1])
+    assert player.records.epsilon.tolist() == [0, 0, 1, 1] and len(player.game.starts) == 4
+    assert [episode.steps for episode in player.opponent[2:]] == [5, 5]
+
+
 def test_only_widgets_that_ipywidgets_7_and_8_share(curves, player):
     def all_of(widget):
         yield widget

@@ -265,15 +265,15 @@ for name, r in records.items():
 #
 # ## Now you
 #
-# A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. It plays greedily
-# from its first move on, without forced exploration. Its score of an episode appears when you have played it. Can you
-# do better than a million weights? Run the cell in Jupyter, and click.
+# A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. In its first five
+# episodes some of its moves are forced at random, fewer each time; the last three are its own. Its score of an episode
+# appears when you have played it. Can you do better than a million weights? Run the cell in Jupyter, and click.
 
 # %%
 from icrl_utils.widgets import play_against_agent
 
-unseen = held_out_maps("in_distribution")[153]
-game = play_against_agent(agent, unseen, episodes=8)
+unseen = held_out_maps("in_distribution")[322]
+game = play_against_agent(agent, unseen, schedule=[0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
 game
 
 # %% [markdown]
@@ -287,8 +287,9 @@ for number, episode in enumerate(game.opponent):
     print(f"episode {number + 1}: {episode.outcome:5s} after {episode.steps:3d} moves")
 
 # %% [markdown]
-# Do not be surprised to see it stuck: where nothing is forced, the agent may walk in a circle until it is cut off.
-# Exploring well is harder than using what is known, for this agent and for the paper's. Notebook 05 measures it.
+# Do not be surprised to see it stuck at 100 moves: it may walk in a circle until it is cut off, the more so the less
+# was forced before. Exploring well is harder than using what is known, for this agent and for the paper's. Did you
+# explore better? Notebook 05 measures it.
 #
 # ## Recap
 #

@@ -4,7 +4,9 @@ diagnostics are right on histories made by hand."""
 import ast
 import importlib
 import inspect
+import re
 import textwrap
+from pathlib import Path
 
 import jupytext
 import numpy as np
@@ -296,6 +298,14 @@ def test_code_that_a_notebook_shows_as_the_packages_is_the_packages(number):
             assert found, f"{number}: not in {module}.{name}:\n{cell.source}"
             shown += 1
     assert shown >= (6 if number == "04" else 0)
+
+
+@pytest.mark.parametrize("number", ["03", "04", "05"])
+def test_tests_that_a_notebook_names_exist(number):
+    prose = "\n".join(cell.source for cell in source_cells(number) if cell.cell_type == "markdown")
+    named = re.findall(r"`(test_\w+)`", prose)
+    ours = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert named and all(f"def {name}(" in ours for name in named)
 
 
 @pytest.mark.parametrize("number", ["03", "04", "05"])

@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from icrl_utils.baselines import RandomPolicy
+from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import Episode, HistoryFormat
 from icrl_utils.lake import ACTIONS, PRETRAINING_MAPS
-from icrl_utils.models import new_tiny_llama
+from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
 from icrl_utils.rollout import Agent, rollout
+from icrl_utils.runs import learning_rate_factor
+from icrl_utils.statistics import interval
 from icrl_utils.tokenizers import make_paper_tokenizer
+from icrl_utils.training import TrainConfig
 
 COMPACT = HistoryFormat("compact")
 PAPER_TOKENIZER = make_paper_tokenizer()
@@ -138,3 +142,95 @@ def test_02_gap_of_two_actions(model):
             gap = (z[..., a] - z[..., b]).abs()
             torch.testing.assert_close(gap, s * (h @ (w[a] - w[b])).abs(), atol=1e-4, rtol=1e-4)
             assert (gap <= s * (w[a] - w[b]).norm() * h.norm(dim=-1) + 1e-5).all()
+
+
+# ---------------------------------------------------------------------------------- 03 replay and target networks
+
+
+def test_03_td_targets(random_play):
+    """y_d = r_d + gamma (1 - e_d) Q_target(d+1, argmax_a Q_online(d+1, a)), decision by decision, on real slices."""
+    ids = COMPACT.tokenize(COMPACT.render(random_play[:12]))
+    d = COMPACT.decisions(ids[None, : 2 * (len(ids) // 2)])
+    n = int(d.valid.sum())
+    online, target = torch.rand(2, 1, d.position.shape[1], 4, generator=torch.Generator().manual_seed(0))
+    given = td_targets(online, target, torch.from_numpy(d.reward), torch.from_numpy(d.terminated), gamma=0.9)[0]
+    for i in range(n):
+        if not d.has_target[0, i]:
+            continue
+        y, e = d.reward[0, i], d.terminated[0, i]
+        if not e:
+            best = max(range(4), key=lambda a, i=i: online[0, i + 1, a])
+            y += 0.9 * float(target[0, i + 1, best])
+        assert float(given[i]) == pytest.approx(y, abs=1e-6)
+    assert d.terminated[0, :n].any() and not d.has_target[0, :n].all()
+
+
+def test_03_polyak():
+    """target <- (1 - alpha) target + alpha online; after n steps (1 - alpha)^n of the old target is left."""
+    old, online, alpha, n = 3.0, 5.0, 0.1, 7
+    target = torch.tensor([old])
+    for _ in range(n):
+        polyak_update([target], [torch.tensor([online])], alpha)
+    assert float(target) == pytest.approx((1 - alpha) ** n * old + (1 - (1 - alpha) ** n) * online, abs=1e-5)
+    assert 0.45 < (1 - 0.1) ** 7 < 0.5 < (1 - 0.1) ** 6  # half is forgotten after 7 steps, as the notebook says
+    assert (1 - 0.01) ** 69 < 0.5 < (1 - 0.01) ** 68  # and after 69
+
+
+# ------------------------------------------------------------------------------------------- 04 LoRA DQN training
+
+
+def test_04_lora_and_ia3():
+    """h = W x + (alpha / r) B A x, and h = l * (W x) for keys and values, W (l * x) for the down projection."""
+    torch.manual_seed(0)
+    for kind in ("lora", "ia3"):
+        base = new_tiny_llama(COMPACT.vocab_size, COMPACT.action_ids, hidden=32, layers=1, heads=2)
+        adapted = add_adapters(base, kind, rank=4)
+        with torch.no_grad():
+            for p in adapter_parameters(adapted, ONLINE).values():
+                p.add_(0.1 * torch.randn_like(p))
+        block = adapted.get_base_model().model.layers[0]
+        for name, layer in (("k_proj", block.self_attn.k_proj), ("down_proj", block.mlp.down_proj)):
+            W = layer.get_base_layer().weight
+            x = torch.randn(5, W.shape[1])
+            if kind == "lora":
+                A, B = layer.lora_A[ONLINE].weight, layer.lora_B[ONLINE].weight
+                assert A.shape == (4, W.shape[1]) and B.shape == (W.shape[0], 4)
+                by_hand = x @ W.T + 2 * (x @ A.T) @ B.T  # alpha = 2 r
+            elif name == "k_proj":
+                by_hand = layer.ia3_l[ONLINE].flatten() * (x @ W.T)
+            else:
+                by_hand = (layer.ia3_l[ONLINE].flatten() * x) @ W.T
+            torch.testing.assert_close(layer(x), by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_04_loss():
+    """-y log Q - (1 - y) log(1 - Q) with Q = sigmoid(z), summed over the decisions that have a target."""
+    generator = torch.Generator().manual_seed(0)
+    z, y = 2 * torch.randn(2, 3, 4, generator=generator), torch.rand(2, 3, generator=generator)
+    action, mask = torch.tensor([[0, 1, 2], [3, 0, 1]]), torch.tensor([[True, True, False], [True, False, True]])
+    by_hand = 0.0
+    for b, d in mask.nonzero().tolist():
+        q, target = 1 / (1 + np.exp(-float(z[b, d, action[b, d]]))), float(y[b, d])
+        by_hand += -target * np.log(q) - (1 - target) * np.log(1 - q)
+    assert float(td_loss(z, action, y, mask, "bce")) == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_04_learning_rate():
+    """Stairs up to 1 in the warm-up, then half a cosine that would be 0 at the last step."""
+    config = TrainConfig(steps=300, warmup=40)
+    for step in range(300):
+        by_hand = (step + 1) / 40 if step < 40 else 0.5 * (1 + np.cos(np.pi * (step - 40) / 260))
+        assert learning_rate_factor(step, config) == pytest.approx(by_hand, abs=1e-12)
+
+
+# --------------------------------------------------------------------------------------------- 05 generalization
+
+
+def test_05_interval():
+    """The middle 95 % of means over n lakes drawn with replacement, drawn one by one."""
+    rng = np.random.default_rng(0)
+    x = rng.beta(0.5, 0.5, 60)
+    means = np.sort([np.mean([x[k] for k in rng.integers(60, size=60)]) for _ in range(4000)])
+    found = interval(x, resamples=4000)
+    assert found.estimate == pytest.approx(x.mean())
+    assert found.low == pytest.approx(means[100], abs=0.01) and found.high == pytest.approx(means[3900], abs=0.01)

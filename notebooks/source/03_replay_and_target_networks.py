@@ -272,9 +272,9 @@ plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in fou
 # $$y_d = r_d + \gamma\,(1 - e_d)\;Q_{\text{target}}\bigl(d{+}1,\ a^\star\bigr),\qquad
 #   a^\star = \arg\max_a Q_{\text{online}}(d{+}1, a)$$
 #
-# (code: `icrl_utils.dqn.td_targets`; compared with this equation, one decision at a time, by
-# `test_td_targets_equal_the_written_equation`). The next decision of the row is the successor, *unless* the episode
-# ended: then the next decision belongs to another episode, which the action did not cause.
+# (code: `icrl_utils.dqn.td_targets`; compared with this equation, one decision at a time, by `test_03_td_targets`). The
+# next decision of the row is the successor, *unless* the episode ended: then the next decision belongs to another
+# episode, which the action did not cause.
 
 # %%
 text = "8 right 9 down hole reset 8 right 9 right 10 left"
@@ -507,9 +507,8 @@ print("afterwards online again:     ", not torch.equal(net(batch.ids, batch.posi
 #
 # $$\bar\theta \leftarrow (1 - \alpha)\,\bar\theta + \alpha\,\theta$$
 #
-# (code: `icrl_utils.dqn.polyak_update`, test `test_polyak_update_equals_the_written_equation`). After $n$ steps the
-# weight of what it was at first is $(1 - \alpha)^n$: with $\alpha = 0.1$ half of it is forgotten after 7 steps, with
-# $\alpha = 0.01$ after 69.
+# (code: `icrl_utils.dqn.polyak_update`, test `test_03_polyak`). After $n$ steps the weight of what it was at first is
+# $(1 - \alpha)^n$: with $\alpha = 0.1$ half of it is forgotten after 7 steps, with $\alpha = 0.01$ after 69.
 #
 # The paper compares these two and finds $\alpha = 0.01$ worse. But its target adapter is kept in **bfloat16**, which
 # has 8 significant bits: next to 1.0 lie 0.9961 and 1.0078. A step smaller than half of that gap is rounded away

@@ -339,9 +339,10 @@ with torch.no_grad():
 print(f"TD loss {loss.item():.3f}, gradient norm {norm.item():.3f}; one step moved Q by {moved:.4f} on average")
 
 # %% [markdown]
-# **Learning rate.** A linear warm-up, then a cosine that *ends at zero*: much of the success of a run appears in its
-# last third, when the steps become small. This is why the number of steps has to be known before, and why a run that is
-# cut off by the clock is worth less than a shorter one that could land.
+# **Learning rate.** A linear warm-up, then a cosine that *ends at zero*. Every update is noisy; with small steps at the
+# end the noise averages out instead of adding up. This is why the number of steps has to be known before, and why a run
+# that is cut off by the clock is worth less than a shorter one that could land. (Code: `runs.learning_rate_factor`,
+# test `test_04_learning_rate`.)
 #
 # ### Exercise 2 · The schedule (easy, 10 minutes)
 

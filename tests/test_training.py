@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -418,15 +419,15 @@ def test_rows_after_the_checkpoint_are_written_again(base, adapter, tmp_path, mo
     class Killed(BaseException):
         pass
 
-    def update(self, *args, was=Run.update):
+    def save(self, was=Run.save):
         if self.step == 5:
-            raise Killed  # the log knows of step 4, the checkpoint of step 3
-        return was(self, *args)
+            raise Killed  # the log knows of steps 4 and 5, the checkpoint of step 3
+        was(self)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Run, "update", update)
+        patched.setattr(Run, "save", save)
         train(config, **QUIET)
-    assert [row["step"] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4", "5"]
     assert read_progress(tmp_path / "run" / "checkpoint.safetensors")["step"] == 3
     train(config, resume=True, **QUIET)
     assert rows(tmp_path / "run") == rows(adapter)
@@ -441,14 +442,18 @@ def test_a_run_without_checkpoint_begins_anew(base, adapter, tmp_path):
 
 def test_killed_between_any_two_files_a_run_can_be_resumed(base, tmp_path, monkeypatch):
     """Every file is replaced in one stroke. Whichever strokes happened, a checkpoint or a finished run is there, and a
-    record stands only beside the weights that it describes."""
+    record stands only beside the weights that it describes. The run is one that was stopped and written out before."""
 
     class Killed(BaseException):
         pass
 
+    monkeypatch.setattr(training, "evaluate_in_training", lambda *args: {"success_last": 0.5})  # twenty runs: be quick
+    monkeypatch.setattr(runs, "matmul_peak", lambda *args: 1e11)
     real, endings = os.replace, set()
+    train(train_config(base, tmp_path / "stopped", steps=1, minutes=0.0), **QUIET)
     for survived in range(30):
         folder = tmp_path / str(survived)
+        shutil.copytree(tmp_path / "stopped", folder)
         config, strokes, finished = train_config(base, folder, steps=1), iter(range(survived)), False
 
         def replace(source, target, strokes=strokes):
@@ -458,7 +463,7 @@ def test_killed_between_any_two_files_a_run_can_be_resumed(base, tmp_path, monke
 
         with monkeypatch.context() as patched, contextlib.suppress(Killed):
             patched.setattr(os, "replace", replace)
-            train(config, **QUIET)
+            train(config, resume=True, **QUIET)
             finished = True
         if (folder / "run.json").exists():
             facts = json.loads((folder / "run.json").read_text())

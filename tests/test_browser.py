@@ -30,7 +30,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1600",
 )  # fmt: skip
 TOKEN = "browser-test"
-PATIENCE = 180  # seconds; only a broken page waits so long
+PATIENCE = 600  # seconds; only a broken page, or a very busy machine, waits so long
 
 TRIVIAL = """\
 # %% [markdown]
@@ -115,16 +115,30 @@ def lab(tmp_path_factory):
         server.wait(timeout=60)
 
 
+READY = "return !!window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"
+# What every code cell shows: [its execution count, its error or null]
+PROGRESS = """
+return [...window.jupyterapp.shell.currentWidget.content.model.cells]
+    .filter(cell => cell.type === "code")
+    .map(cell => [cell.executionCount, cell.toJSON().outputs.find(output => output.output_type === "error")?.evalue])
+"""
+
+
 def run_all(browser, lab, notebook, name: str) -> None:
-    """Open ``notebook`` in JupyterLab and run all its cells, as a reader would."""
+    """Open ``notebook`` in JupyterLab and run all its cells, as a reader would. Fails with the error of a cell."""
     folder, address = lab
     write_notebook(notebook, folder / f"{name}.ipynb")
     browser.get(f"{address}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
     waiting = WebDriverWait(browser, PATIENCE)
-    waiting.until(lambda page: page.execute_script(
-        "const open = window.jupyterapp?.shell?.currentWidget; return !!open?.sessionContext?.isReady"
-    ))  # fmt: skip
+    waiting.until(lambda page: page.execute_script(READY))
     browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+    def done(page):
+        cells = page.execute_script(PROGRESS)
+        assert not any(error for _, error in cells), cells
+        return all(count for count, _ in cells)
+
+    waiting.until(done)
 
 
 def figures(browser, inside: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Promises about the repository itself: commands that exist, versions that fit, files that are clean and small."""
 
 import dataclasses
+import gzip
 import json
 import re
 import shlex
@@ -33,8 +34,11 @@ def our_files():
 
 def our_texts():
     for path in our_files():
-        if path.suffix not in (".png", ".safetensors"):
-            yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        if path.suffix in (".png", ".safetensors"):
+            continue
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            yield path.relative_to(ROOT).as_posix(), file.read()
 
 
 def test_make_commands_in_the_readme_exist():

@@ -3,6 +3,7 @@
 ``test_NN_*`` belongs to notebook NN, which names its tests.
 """
 
+import jupytext
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import Episode, HistoryFormat
-from icrl_utils.lake import ACTIONS, PRETRAINING_MAPS
+from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS
 from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
+from icrl_utils.notebooks import sources
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
 from icrl_utils.rollout import Agent, rollout
 from icrl_utils.runs import learning_rate_factor
@@ -73,6 +75,22 @@ def test_01_tile_numbers():
             around = [(row, column - 1), (row + 1, column), (row, column + 1), (row - 1, column)]
             inside = [(r, c) if 0 <= r < lake.height and 0 <= c < lake.width else (row, column) for r, c in around]
             assert [r * lake.width + c for r, c in inside] == lake.next_tile[tile].tolist()
+
+
+def test_01_the_naive_law_of_the_notebook_draws_tiles_as_the_package_does():
+    """`random_rows` as the reader sees it: shares of the letters, and of what the package's law would keep."""
+    cells = [cell.source for cell in jupytext.read(sources(["01"])[0]).cells if "def random_rows" in cell.source]
+    exec(cells[0], namespace := {})
+    rng = np.random.default_rng(0)
+    drawn = [namespace["random_rows"](rng) for _ in range(4_000)]
+    text = "".join(row for rows in drawn for row in rows)
+    law = PAPER_IN_DISTRIBUTION
+    start, goal = law.start_prob, (1 - law.start_prob) * law.goal_prob
+    hole = (1 - start - goal) * law.hole_prob
+    for letter, share in (("S", start), ("G", goal), ("H", hole)):
+        assert text.count(letter) / len(text) == pytest.approx(share, abs=0.006)
+    sizes = {len(side) for rows in drawn for side in (rows, rows[0])}
+    assert sizes == set(range(law.min_size, law.max_size + 1))
 
 
 def test_01_tokens_of_a_history(random_play):

@@ -290,7 +290,7 @@ plot_token_costs(tokens, title="A history of thirty episodes")
 
 # %% [markdown]
 # The tiny Llama's context of 8,192 tokens holds thirty episodes of circles in the compact format (6,060). In the
-# paper's format a third of that fills it, and JSON would not even hold a random player's memory. What does not fit is
+# paper's format eight of them fill it, and JSON would not even hold a random player's memory. What does not fit is
 # dropped, oldest episodes first, and said once:
 
 # %%
@@ -434,6 +434,6 @@ def learn_from(words: list[str]) -> list[str]:
 #   history, or a belief computed from it, is a state.
 # - Pardo et al., *Time Limits in Reinforcement Learning*, [arXiv 1712.00378](https://arxiv.org/abs/1712.00378): why a
 #   time limit is not the end of the game.
-# - [arXiv 2501.14176](https://arxiv.org/abs/2501.14176), appendix: the text format of the paper.
+# - [arXiv 2501.14176](https://arxiv.org/abs/2501.14176) and its released code: where the paper's format comes from.
 #
 # Next: [02, how do four logits become Q-values?](02_q_values_from_logits.ipynb)

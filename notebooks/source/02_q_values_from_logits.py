@@ -150,11 +150,11 @@ print(f"from {four_logits.min():.1f} to {four_logits.max():.1f}, {(four_logits <
 
 # %% [markdown]
 # Half of them would be negative "returns". In a large pretrained Llama it is worse: there the four logits sit together
-# at some level that training happened to choose, about +22 in the paper's model. Read as a return, that promises 22
-# goals; the squared errors of the first training steps are near 22² = 484, where differences of .1 matter. The paper's
-# way out is to multiply all rewards by 30, so that returns come near the logits. Ours is the other way round, and it is
-# stored beside the adapter: **scale** $s$ and **offset** $c$ bring the logits to where returns are, and $\sigma$ keeps
-# them in $[0, 1]$.
+# at some level that training happened to choose; in the paper's model it seems to be near +22. Read as a return, that
+# promises 22 goals; the squared errors of the first training steps are near 22² = 484, where differences of .1 matter.
+# The paper multiplies all rewards by 30, which brings returns near the logits. We go the other way, and store it beside
+# the adapter: **scale** $s$ and **offset** $c$ bring the logits to where returns are, and $\sigma$ keeps them within
+# $[0, 1]$.
 #
 # Whatever $s > 0$ and $c$ are, the *order* of the four actions does not change, so the greedy move is the same:
 

@@ -33,7 +33,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 def setup_cell() -> str:
     """The three lines with which every notebook begins: on Colab they fetch the course, elsewhere they only check."""
-    clone = f"git clone -q --depth 1 -b {RELEASE} {REPOSITORY_URL} course"
+    clone = f"git clone -q --depth 1 -b {RELEASE} {REPOSITORY_URL or 'REPOSITORY_URL'} course"
     return (
         "import os, sys  # set-up: on Colab fetches the course and what Colab lacks; elsewhere checks versions\n"
         'if "google.colab" in sys.modules and not os.path.exists("icrl_utils"): '

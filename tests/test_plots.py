@@ -1,6 +1,7 @@
 """Plots are functions of their data: what is drawn is read back from the figure and compared with what went in."""
 
 import io
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,10 +11,12 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Polygon
 from matplotlib.text import Annotation
 
-from icrl_utils import plots
+from icrl_utils import plots, schematics
 from icrl_utils.baselines import RandomPolicy, TabularPolicy
 from icrl_utils.history import Episode, HistoryFormat
 from icrl_utils.lake import LakeMap
+from icrl_utils.notebooks import sources
+from icrl_utils.profiles import ASSETS, ROOT
 from icrl_utils.rollout import rollout
 from icrl_utils.statistics import interval
 from icrl_utils.tokenizers import make_paper_tokenizer
@@ -310,3 +313,23 @@ def test_figures_are_closed_so_that_a_cell_shows_them_once():
     plt.close("all")
     plots.plot_lake(LAKE), plots.plot_q_bars(np.arange(4.0)), plots.plot_history_tokens("8")
     assert plt.get_fignums() == []
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("name", schematics.PICTURES)
+def test_pictures_are_the_shipped_ones(name):
+    """Drawn again they have the shipped size and nearly the shipped pixels (fonts differ a little between machines)."""
+    figure = schematics.PICTURES[name]()
+    figure.savefig(buffer := io.BytesIO(), dpi=110)
+    buffer.seek(0)
+    drawn, shipped = plt.imread(buffer), plt.imread(ASSETS / "figures" / name)
+    assert drawn.shape == shipped.shape
+    assert np.abs(drawn - shipped).mean() < 0.02
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
+def test_every_picture_that_a_notebook_shows_is_there(source):
+    for target in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", source.read_text(encoding="utf-8")):
+        assert (ROOT / target).is_file(), target

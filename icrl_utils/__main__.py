@@ -78,9 +78,9 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from icrl_utils import experiments
+    from icrl_utils import experiments, figures
 
-    experiments.run_experiment(args.experiment, profile=get_profile(args.profile), seed=args.seed)
+    figures.draw(experiments.run_experiment(args.experiment, profile=get_profile(args.profile), seed=args.seed))
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
         add_config_options(pretrain, training.PretrainConfig)
         add_config_options(train, training.TrainConfig)
-    evaluate = add("evaluate", run_evaluate, "run an experiment and write its records to assets/results/")
+    evaluate = add("evaluate", run_evaluate, "run an experiment; write its records to assets/results/ and draw them")
     evaluate.add_argument("experiment", help="for example in_distribution; an unknown name lists all")
     bench = add("bench", run_bench, "measure speed and memory, each against its alternative in the same run")
     bench.add_argument("benchmark", nargs="?", default="all", help="for example env; default: all")

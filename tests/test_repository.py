@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import icrl_utils
-from icrl_utils import notebooks, training
+from icrl_utils import experiments, notebooks, training
 from icrl_utils.__main__ import build_parser, make_config
 from icrl_utils.profiles import PROFILES, ROOT
 from icrl_utils.versions import requirements
@@ -59,6 +59,25 @@ def test_icrl_commands_in_the_readme_exist():
 def test_files_named_in_the_readme_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_figures_in_the_readme_are_those_of_the_shipped_records():
+    table = experiments.read_csv(experiments.results_path("in_distribution"))
+    measured = {row["policy"]: row["success"] for row in experiments.summary(table)}
+    shown = dict(re.findall(r"^\| \**([\w -]+?)\** \| ([\d.]+ \([\d.]+ to [\d.]+\)) \|", README, flags=re.MULTILINE))
+    assert set(shown) == set(measured)
+    for policy, text in shown.items():
+        figures = [float(figure) for figure in re.findall(r"[\d.]+", text)]
+        assert figures == [round(x, 2) for x in measured[policy][:3]], policy
+
+
+def test_the_lesson_table_says_what_the_cards_say():
+    row = r"^\| \[.*?\]\(notebooks/(\w+).ipynb\) \|.*\| (\d+ minutes) \| (.*) \|$"
+    rows = re.findall(row, README, flags=re.MULTILINE)
+    assert [name for name, _, _ in rows] == [source.stem for source in notebooks.sources()]
+    for name, reading, execution in rows:
+        card = "\n".join(cell.source for cell in notebooks.build(notebooks.SOURCES / f"{name}.py").cells[:2])
+        assert f"| **Reading** | {reading} |" in card and f"cpu {execution} " in card, name
 
 
 def test_no_machine_paths_and_no_package_hosts_in_tracked_files():

@@ -81,11 +81,11 @@ class RunConfig:
 
 @dataclass
 class PretrainConfig(RunConfig):
-    """Next-observation prediction on random play. Action words carry no loss: the base learns how lakes work."""
+    """Prediction of what moves lead to, on random play. Action words carry no loss: the base learns how lakes work."""
 
     COMMAND = "pretrain"
     out: str = "build/tiny-llama"
-    steps: int = 1500
+    steps: int = 2400
     hidden: int = 128
     layers: int = 4
     heads: int = 4

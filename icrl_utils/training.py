@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from icrl_utils import dqn, lake
 from icrl_utils.configs import PretrainConfig, RunConfig, TrainConfig
 from icrl_utils.hardware import compile_network, make_accelerator
-from icrl_utils.history import LIMIT, OUTCOMES, HistoryFormat
+from icrl_utils.history import HistoryFormat
 from icrl_utils.models import (
     ONLINE,
     TARGET,
@@ -38,10 +38,19 @@ from icrl_utils.models import (
     portable_path,
     target_network,
 )
-from icrl_utils.qvalues import QNetwork, QReadout, backbone
+from icrl_utils.qvalues import QNetwork, QReadout
 from icrl_utils.replay import RANDOM_PLAY, Batch, ReplayBuffer, SliceSource, collect, make_batch
 from icrl_utils.runs import Run, check_folder, is_finished
 from icrl_utils.tokenizers import make_compact_tokenizer
+from icrl_utils.world_model import (
+    NOT_TRIED,
+    WorldModel,
+    observation_positions,
+    outcomes_of_moves,
+    seen_move_accuracy,
+    seen_pair_accuracy,
+    world_model_loss,
+)
 
 # ---------------------------------------------------------------------------------------------------------- data
 
@@ -107,45 +116,6 @@ def make_optimizers(
 # ------------------------------------------------------------------------------------------------------ pretraining
 
 
-def world_model_loss(logits: Tensor, ids: Tensor, action_ids: Tensor) -> Tensor:
-    """Cross-entropy of the next observation word, given that it is no action word: a scalar.
-
-    Args:
-        logits: [B, K, vocabulary] at the positions of `observation_positions`, of compact slices ``ids`` [B, T].
-    """
-    logits = logits.float().index_fill(-1, action_ids, float("-inf"))
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 2::2].flatten())
-
-
-def observation_positions(ids: Tensor) -> Tensor:
-    """int64 [B, K]: the positions 1, 3, ... of compact slices, where an observation follows an action or reset."""
-    return torch.arange(1, ids.shape[1] - 1, 2, device=ids.device).expand(len(ids), -1)
-
-
-@torch.no_grad()
-def seen_pair_accuracy(model: nn.Module, ids: Tensor, action_ids: Tensor) -> tuple[float, int]:
-    """How often the likeliest next observation after a (tile, action) pair already seen in the context is the true one.
-
-    Lakes do not slip, so a perfect in-context world model scores 1. Steps that end by the step limit are left out:
-    the pair does not tell them. ``ids`` int64 [B, T] are compact slices of one map each.
-
-    Returns:
-        accuracy, number of such pairs.
-    """
-    position = observation_positions(ids)
-    tile, action, truth = (ids.gather(1, position + shift).cpu().numpy() for shift in (-1, 0, 1))
-    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[:, 1:-1:2]
-    logits = model.get_output_embeddings()(hidden).index_fill(-1, action_ids, float("-inf"))
-    right = logits.argmax(-1).cpu().numpy() == truth
-    pair = tile * 1000 + action
-    seen = np.ones(pair.shape, bool)
-    for row, pairs in enumerate(pair):
-        seen[row, np.unique(pairs, return_index=True)[1]] = False  # where each pair stands for the first time
-    limit = HistoryFormat("compact").tokenize(OUTCOMES[LIMIT])
-    asked = seen & np.isin(action, action_ids.cpu().numpy()) & (truth != limit)
-    return float(right[asked].mean()), int(asked.sum())
-
-
 def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True) -> Path:
     """Train a tiny Llama from scratch to predict the next observation of random play. Returns the checkpoint folder."""
     check_folder(config, resume)
@@ -156,33 +126,47 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
     size = config.hidden, config.layers, config.heads
     model = new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)
-    net = QNetwork(model, history.action_ids, QReadout())
-    optimizers = make_optimizers(model, "muon", config.lr_matrix, config.lr_other, config.weight_decay)
+    world = WorldModel(model, config.seed)
+    optimizers = make_optimizers(world, "muon", config.lr_matrix, config.lr_other, config.weight_decay)
+    tensors = {**world.state_dict()}
     if config.compile:
-        compile_network(net, accelerator.device, accelerator.print)
-    net = accelerator.prepare(net)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        compile_network(world, accelerator.device, accelerator.print)
+    net = accelerator.prepare(world)
     run = Run(config, accelerator, tensors, optimizers, parameter_count(model), resume, progress)
     data = Chunks(config, SliceSource(lake.PRETRAINING_MAPS, RANDOM_PLAY, relabel=config.relabel))
-    exam = development_transcripts(config, history).to(accelerator.device)
+    exam = make_batch(development_transcripts(config, history).numpy(), history).to(accelerator.device)
 
     for batch in run.batches(batches(data, run.step, accelerator)):
-        _, logits = net(batch.ids, batch.position[:, :1], observation_positions(batch.ids))
-        loss = world_model_loss(logits, batch.ids, action_ids)
-        norm = run.update(loss, model.parameters())
+        following, moves = net(batch.ids, batch.position)
+        outcome = outcomes_of_moves(batch)
+        # Of all processes: data parallelism averages their gradients.
+        count = accelerator.reduce((outcome != NOT_TRIED).sum(), "sum").clamp(min=1) / accelerator.num_processes
+        loss = world_model_loss(following, batch.ids, action_ids)
+        loss_of_moves = F.cross_entropy(moves.flatten(0, 2), outcome.flatten(), reduction="sum") / count
+        norm = run.update(loss + loss_of_moves, world.parameters())
         if run.due(config.log_every):
-            run.log({"loss": accelerator.reduce(loss.detach(), "mean").item(), "grad_norm": norm.item()})
-        if run.due(config.eval_every) and run.main:
+            row = {"loss": loss.detach(), "loss_of_moves": loss_of_moves.detach()}
+            row = {name: accelerator.reduce(value, "mean").item() for name, value in row.items()}
+            run.log(row | {"grad_norm": norm.item()})
+        if run.due(config.eval_every) and run.main and run.step < config.steps:
             with run.off_the_clock():
-                run.log({"seen_pair_accuracy": seen_pair_accuracy(model, exam, action_ids)[0]})
+                run.log(accuracies(world, exam, action_ids))
+
+    result = accuracies(world, exam, action_ids)
+    run.log(result)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         make_compact_tokenizer().save_pretrained(folder)
 
-    accuracy, pairs = seen_pair_accuracy(model, exam, action_ids)
-    run.log({"seen_pair_accuracy": accuracy})
-    return run.finish(write, "model.safetensors", seen_pair_accuracy=accuracy, seen_pairs=pairs)
+    return run.finish(write, "model.safetensors", **result)
+
+
+def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor) -> dict[str, float]:
+    """In-context knowledge: what the history has shown about a move, asked after the move, and before it."""
+    after, _ = seen_pair_accuracy(world.model, exam.ids, action_ids)
+    before, _ = seen_move_accuracy(world, exam)
+    return {"seen_pair_accuracy": after, "seen_move_accuracy": before}
 
 
 def development_transcripts(config: RunConfig, history: HistoryFormat, n: int = 64) -> Tensor:

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 from transformers.cache_utils import Cache
 
 from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import RESET, HistoryFormat
 from icrl_utils.lake import LakeMap
-from icrl_utils.models import CONTEXT, file_sha256, load_base
+from icrl_utils.models import CONTEXT, file_sha256, in_repository, never_repack
 from icrl_utils.policy import Step
 from icrl_utils.profiles import ASSETS, ROOT
 from icrl_utils.qvalues import QReadout, action_logits, backbone
+from icrl_utils.real_llama import checkpoint_id, keep_dtype, load_history, load_llama
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
@@ -65,7 +65,7 @@ class Agent:
                 f"model uses attn_implementation={model.config._attn_implementation!r}; load it with 'sdpa', the only "
                 "one whose masks this agent builds."
             )
-        self.model, self.format, self.readout, self.memory = model, format, readout, memory
+        self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
         self.name = name or ("agent" if memory else "memory-less")
         self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
@@ -178,9 +178,8 @@ class Agent:
     @torch.no_grad()
     def _forward(self, ids: Tensor, position: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Hidden states [n, new tokens, d] after the last layer; with a mask the tokens join the cache."""
-        # Dropout off, but a 4-bit model stays as it is: bitsandbytes repacks its weights in an eval-mode forward on
-        # some CPUs, and later gradients are wrong.
-        training = self.model.training and not getattr(self.model, "is_quantized", False)
+        # Dropout off, and activation checkpointing too, under which the library would drop the cache.
+        training = self.model.training
         if training:
             self.model.eval()
         precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
@@ -216,13 +215,15 @@ def load_agent(
         path: a folder written by ``python -m icrl_utils train``, absolute or relative to the repository.
         memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
         device: by default the GPU where there is one.
-        base: the base model's folder; by default the one that the adapter's run.json names.
+        base: the base model's folder or name on the Hub; by default the one that the adapter's run.json names.
         options: more arguments of ``Agent``.
 
-    The adapter is merged into the base in float32: the same function, without the adapter's extra products.
+    The adapter is merged into a float32 base: the same function, without the adapter's extra products. A base in
+    half precision or in 4 bits would lose a part of it, so there it stays apart.
 
     Raises:
-        FileNotFoundError: no adapter there. ValueError: altered weights, or a base other than the one trained on.
+        FileNotFoundError: no adapter there. ValueError: altered weights, a base other than the one trained on, or one
+            that cannot read the history format of the training. And the errors of `real_llama.load_model`.
     """
     folder = _adapter_folder(path)
     run = json.loads((folder / "run.json").read_text())
@@ -232,27 +233,32 @@ def load_agent(
             f"path={str(path)!r}: {weights.name} is not the file that run.json describes (sha256 differs); "
             "restore both with `git checkout`, or train the adapter again."
         )
-    base_folder = Path(base) if base else _in_repository(run["base"])
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_base(base_folder, device)
-    if file_sha256(base_folder / "model.safetensors") != run["base_sha256"]:
+    base = base or run["base"]
+    try:
+        history = load_history(base, run["history"])
+    except ValueError as error:
         raise ValueError(
-            f"path={str(path)!r} was trained on another base than {str(base_folder)!r} (sha256 differs); "
+            f"path={str(path)!r} was trained on histories in the format {run['history']!r}, which base={str(base)!r} "
+            f"cannot read ({error}); leave base out."
+        ) from error
+    if checkpoint_id(base) != run["base_sha256"]:
+        raise ValueError(
+            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs); "
             f"give the folder of {run['base']} as it was then as `base`, or train the adapter again on this one."
         )
-    model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-    tokenizer = AutoTokenizer.from_pretrained(base_folder) if run["history"] == "paper" else None
-    history, readout = HistoryFormat(run["history"], tokenizer), QReadout(**run["readout"])
-    return Agent(model, history, readout, memory, training_seed=run["config"]["seed"], **options)
-
-
-def _in_repository(path: str | Path) -> Path:
-    """``path`` as it is, or relative to the repository: notebooks run in their own folder."""
-    return Path(path) if Path(path).exists() else ROOT / path
+    quantization = run.get("quantization")
+    tiny = history.name == "compact"
+    model = load_llama(base, quantization, device, torch.float32 if tiny else None)
+    model = keep_dtype(PeftModel.from_pretrained(model, folder))
+    if model.dtype == torch.float32 and not quantization:
+        model = model.merge_and_unload()
+    return Agent(
+        model.eval(), history, QReadout(**run["readout"]), memory, training_seed=run["config"]["seed"], **options
+    )
 
 
 def _adapter_folder(path: str | Path) -> Path:
-    folder = _in_repository(path)
+    folder = in_repository(path)
     if not (folder / "adapter_config.json").exists():
         known = sorted(str(f.parent.relative_to(ROOT)) for f in ASSETS.glob("adapters/*/adapter_config.json"))
         raise FileNotFoundError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -140,6 +140,41 @@ def target_network(model: PeftModel) -> Iterator[None]:
         activate(model, ONLINE)
 
 
+def checkpoint_activations(model: PeftModel) -> None:
+    """Keep only the input of each decoder block for the backward pass, which computes the rest again.
+
+    Recomputation uses the adapter that is active *then*: with another one than in the forward pass gradients would be
+    wrong without a word, so it raises RuntimeError. The library checkpoints in training mode only: this turns it on.
+    """
+
+    @contextmanager
+    def recomputation() -> Iterator[None]:
+        if model.active_adapter != ONLINE:
+            raise RuntimeError(
+                f"backward() was called while the adapter {model.active_adapter!r} was active, with which activations "
+                f"cannot be recomputed; call it outside of target_network(), with {ONLINE!r} active."
+            )
+        yield
+
+    # Only the online network is ever differentiated, so every recomputation is one of its.
+    arguments = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), recomputation())}
+    base = model.get_base_model()
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    model.train()
+
+
+def never_repack(model: nn.Module) -> nn.Module:
+    """Keep bitsandbytes from repacking 4-bit weights in place.
+
+    It does so in the first evaluation-mode forward on CPUs with AVX512-BF16, and later gradients are wrong: present,
+    finite and wrong. Nothing changes on other devices.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def adapter_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
     """The parameters of one adapter, keyed by their name without the adapter's: equal keys are twins."""
     marker = f".{name}"
@@ -168,8 +203,15 @@ def folded_weights(model: PeftModel) -> dict[str, Tensor]:
     LoRA's weight is W + scale B A, IA3's is W with scaled rows or columns; gradients flow through them to the adapter.
     peft's layers multiply every token by A and by B instead. In a small model that costs a quarter to a half more
     than multiplying once by the sum. Only in float32: in bfloat16 a small B A would vanish in the sum with W.
+
+    Raises ValueError for a base in half precision or in 4 bits.
     """
     body = backbone(model)
+    if model.dtype != torch.float32 or getattr(model, "is_quantized", False):
+        raise ValueError(
+            "adapters can be folded into a float32 base only: in fewer bits their part of the sum is lost; use "
+            "QNetwork(..., fold=False)."
+        )
     layers = {name: layer for name, layer in body.named_modules() if isinstance(layer, BaseTunerLayer)}
     weights = {
         name.replace(".base_layer", ""): tensor
@@ -191,4 +233,5 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def file_sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -211,9 +211,12 @@ class PaperText:
     def _ids(self, text: str) -> np.ndarray:
         if self.tokenizer is None:
             raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
-        ids = np.array(self.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
+        try:
+            ids = np.array(self.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
+        except Exception as error:  # a tokenizer without an unknown token raises this very class
+            _reject_unknown_words(text, error)
         if self.tokenizer.unk_token_id is not None and (ids == self.tokenizer.unk_token_id).any():
-            raise ValueError(f"tokenizer has unknown tokens in {text[:200]!r}: use a byte-level one, such as Llama 3's")
+            _reject_unknown_words(text)
         return ids
 
     def _read_tokens(self) -> None:
@@ -274,6 +277,12 @@ def _occurs(ids: np.ndarray, sequence: np.ndarray) -> np.ndarray:
     """bool [B, T]: where the token sequence begins, wholly inside of its row."""
     padded = np.pad(ids, ((0, 0), (0, len(sequence) - 1)), constant_values=-1)
     return np.all([padded[:, k : k + ids.shape[1]] == token for k, token in enumerate(sequence)], axis=0)
+
+
+def _reject_unknown_words(text: str, cause: Exception | None = None) -> None:
+    raise ValueError(
+        f"tokenizer has unknown tokens in {text[:200]!r}: use a byte-level one, such as Llama 3's"
+    ) from cause
 
 
 def _reject_unknown_tile() -> None:

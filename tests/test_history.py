@@ -502,3 +502,8 @@ def test_a_tokenizer_with_an_unknown_token_is_rejected():
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     with pytest.raises(ValueError, match="unknown tokens in .*byte-level"):
         HistoryFormat("paper", PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))
+
+
+def test_a_tokenizer_of_words_is_rejected():
+    with pytest.raises(ValueError, match="unknown tokens in .*byte-level"):
+        HistoryFormat("paper", make_compact_tokenizer())

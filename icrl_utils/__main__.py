@@ -84,9 +84,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    from icrl_utils import bench
+    from icrl_utils import bench, bench_real
 
-    known = {name.removeprefix("bench_"): call for name, call in vars(bench).items() if name.startswith("bench_")}
+    calls = (vars(bench) | vars(bench_real)).items()
+    known = {name.removeprefix("bench_").replace("_", "-"): f for name, f in calls if name.startswith("bench_")}
     names = list(known) if args.benchmark == "all" else [args.benchmark]
     if not set(names) <= set(known):
         raise ValueError(f"benchmark={args.benchmark!r}: unknown; choose one of {', '.join(known)} or all.")

@@ -23,7 +23,8 @@ from icrl_utils.profiles import ASSETS, Profile
 from icrl_utils.qvalues import QNetwork, QReadout
 from icrl_utils.replay import make_batch
 from icrl_utils.rollout import Agent, load_agent, rollout
-from icrl_utils.training import TrainConfig, make_optimizers, q_and_targets, training_source, world_model_loss
+from icrl_utils.training import TrainConfig, make_optimizers, q_and_targets, training_source
+from icrl_utils.world_model import world_model_loss
 
 LLAMA_3_VOCABULARY = 128_256
 

@@ -109,7 +109,11 @@ def seen_pair_accuracy(model: nn.Module, ids: Tensor, action_ids: Tensor) -> tup
 
 @torch.no_grad()
 def seen_move_accuracy(model: WorldModel, batch: Batch) -> tuple[float, int]:
-    """The same question, asked at the tile about all moves made there before: accuracy, number of (tile, move)."""
+    """The same question, asked at the tile, about the moves made there before that are not made now, too.
+
+    Returns:
+        accuracy, number of such (decision, move).
+    """
     tried = latest_try(batch)
     before = (tried >= 0) & (tried < torch.arange(tried.shape[1], device=tried.device)[:, None])
     _, logits = model(batch.ids, batch.position)

@@ -41,11 +41,8 @@ from icrl_utils.training import (
     evaluate_in_training,
     make_optimizers,
     moves_that_led_nowhere,
-    observation_positions,
     pretrain,
-    seen_pair_accuracy,
     train,
-    world_model_loss,
 )
 
 HISTORY = HistoryFormat("compact")
@@ -183,67 +180,6 @@ def test_adamw_decays_matrices_and_no_ia3_scale(adapter, decay):
     assert set(groups(model, "muon").values()) == {("Muon", 0.02, 0.1) if adapter == "lora" else ("AdamW", 0.003, 0.0)}
 
 
-def test_world_model_loss_by_hand():
-    ids = tokens("8 right 9 down hole")
-    assert observation_positions(ids).tolist() == [[1, 3]]
-    logits = torch.zeros(1, 2, HISTORY.vocab_size)
-    logits[0, 0, 9] = 3.0  # after "right" the truth is 9
-    logits[0, 1, ACTION_IDS] = 50.0  # action words are no observations: whatever they say does not count
-    uniform = math.log(HISTORY.vocab_size - 4)
-    by_hand = (math.log(math.exp(3) + HISTORY.vocab_size - 5) - 3 + uniform) / 2
-    assert world_model_loss(logits, ids, ACTION_IDS).item() == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_actions_carry_no_loss_in_pretraining():
-    """So the base cannot imitate anybody, and the read-out rows stay where they were put."""
-    model = new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, 16, 1, 2)
-    net = QNetwork(model, HISTORY.action_ids, QReadout())
-    ids = tokens("8 right 9 down hole reset 8 left 8 left 8")
-    _, logits = net(ids, torch.zeros(1, 1, dtype=int), observation_positions(ids))
-    world_model_loss(logits, ids, ACTION_IDS).backward()
-    gradient = model.lm_head.weight.grad
-    assert (gradient[ACTION_IDS] == 0).all() and gradient[9].abs().sum() > 0
-
-
-class Oracle(nn.Module):
-    """Predicts the next word of the very text it reads, but at ``wrong`` positions something else."""
-
-    def __init__(self, wrong=()):
-        super().__init__()
-        self.wrong = wrong
-        self.model = self.read
-
-    def read(self, input_ids, use_cache):
-        following = input_ids.roll(-1, 1)
-        following[:, list(self.wrong)] = 60
-        return types.SimpleNamespace(last_hidden_state=nn.functional.one_hot(following, HISTORY.vocab_size).float())
-
-    def get_output_embeddings(self):
-        return nn.Identity()
-
-
-#      0 1     2 3    4    5     6 7     8 9    10   11    12 13  14 15    16 17   18    19    20
-EXAM = "8 right 9 down hole reset 8 right 9 down hole reset 8 up 8 right 9 left limit reset 8"
-
-
-def test_seen_pair_accuracy_of_a_perfect_model_is_one():
-    assert seen_pair_accuracy(Oracle(), tokens(EXAM), ACTION_IDS) == (1.0, 3)
-
-
-def test_seen_pair_accuracy_counts_repeated_pairs_only():
-    """Seen before: (8, right) at 7 and 15, (9, down) at 9. Not asked: the first time, resets, the step limit."""
-    exam = tokens(EXAM)
-    assert seen_pair_accuracy(Oracle(wrong=[1, 3, 5, 11, 13, 17, 19]), exam, ACTION_IDS) == (1.0, 3)
-    for position in (7, 9, 15):
-        assert seen_pair_accuracy(Oracle(wrong=[position]), exam, ACTION_IDS)[0] == pytest.approx(2 / 3)
-    twice = torch.cat([exam, exam])  # rows are histories of their own: nothing was seen in another row
-    assert seen_pair_accuracy(Oracle(wrong=[7]), twice, ACTION_IDS) == (pytest.approx(2 / 3), 6)
-
-
-def test_seen_pair_accuracy_leaves_out_a_seen_pair_that_the_clock_ended():
-    assert seen_pair_accuracy(Oracle(), tokens("8 up 8 up limit reset 8 up 8"), ACTION_IDS)[1] == 1
-
-
 def test_moves_that_led_nowhere():
     text = "8 left 8 right 9 down hole reset 9 up 9 left limit reset 9 up 9"
     batch = make_batch(tokens(text).numpy(), HISTORY)
@@ -292,11 +228,12 @@ def test_pretrained_folder_is_complete(base):
     }  # fmt: skip
     facts = json.loads((base / "run.json").read_text())
     assert facts["sha256"] == file_sha256(base / "model.safetensors")
-    assert facts["steps_done"] == 5 and facts["tokens"] == 5 * 4 * 32 and facts["seen_pairs"] > 0
+    assert facts["steps_done"] == 5 and facts["tokens"] == 5 * 4 * 32
     log = rows(base)
     assert [int(row["step"]) for row in log] == [1, 2, 3, 4, 5]
-    assert [bool(row["seen_pair_accuracy"]) for row in log] == [False, False, False, True, True]
-    assert float(log[-1]["seen_pair_accuracy"]) == pytest.approx(facts["seen_pair_accuracy"], abs=1e-5)
+    for exam in ("seen_pair_accuracy", "seen_move_accuracy"):
+        assert [bool(row[exam]) for row in log] == [False, False, False, True, True]
+        assert float(log[-1][exam]) == pytest.approx(facts[exam], abs=1e-5)
 
 
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "run.json", "train_log.csv"}
@@ -367,7 +304,7 @@ def test_load_agent_loads_what_was_trained(adapter):
 # ---------------------------------------------------------------------------------- interruption and resumption
 
 
-EVALUATED = ("seen_pair_accuracy", "success_first", "success_last", "greedy_10_14", "greedy_last")
+EVALUATED = ("seen_pair_accuracy", "seen_move_accuracy", "success_first", "success_last", "greedy_10_14", "greedy_last")
 
 
 def stop_after(monkeypatch, step):

@@ -238,7 +238,7 @@ plot_q_lakes(lake, {"exact Q*": lake.optimal_values(), **{name: q_map(player) fo
 # context has already shown it:
 
 # %%
-from icrl_utils.training import seen_pair_accuracy
+from icrl_utils.world_model import seen_pair_accuracy
 
 accuracy, pairs = seen_pair_accuracy(base, torch.from_numpy(batch), action_ids)
 print(f"next observation right: {accuracy:.1%} of {pairs:,} (tile, action) pairs that the context had shown before")

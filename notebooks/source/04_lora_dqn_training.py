@@ -68,7 +68,8 @@ plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pret
 # the exam here, on development lakes:
 
 # %%
-from icrl_utils.training import PretrainConfig, development_transcripts, seen_pair_accuracy
+from icrl_utils.training import PretrainConfig, development_transcripts
+from icrl_utils.world_model import seen_pair_accuracy
 
 exam = development_transcripts(PretrainConfig(slice_tokens=256 if small else 640), history, n=8 if small else 64)
 accuracy, pairs = seen_pair_accuracy(base, exam, torch.as_tensor(history.action_ids))
@@ -200,11 +201,10 @@ from icrl_utils.training import (
     batches,
     make_optimizers,
     moves_that_led_nowhere,
-    observation_positions,
     train,
     training_source,
-    world_model_loss,
 )
+from icrl_utils.world_model import observation_positions, world_model_loss
 
 
 # %%

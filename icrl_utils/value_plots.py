@@ -139,13 +139,16 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
 
 _PANELS = {  # panel title -> columns of train_log.csv that it shows, where they are
     "TD error (mean square)": ("td_error",),
-    "loss": ("loss", "total_loss"),
+    "loss": ("loss", "total_loss", "loss_of_moves"),
     "success on development lakes": ("success_first", "success_last", "greedy_10_14", "greedy_last"),
-    "next observation right, pairs seen": ("seen_pair_accuracy",),
+    "right about moves seen before": ("seen_pair_accuracy", "seen_move_accuracy"),
 }
 _NAMES = {
     "loss": "loss",
     "total_loss": "with world model",
+    "loss_of_moves": "of all four moves",
+    "seen_pair_accuracy": "asked after the move",
+    "seen_move_accuracy": "asked before it",
     "success_first": "first ten episodes",
     "success_last": "last ten episodes",
     "greedy_10_14": "greedy, episodes 10–14",

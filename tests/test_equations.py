@@ -11,15 +11,16 @@ import torch
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import Episode, HistoryFormat
-from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS
+from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS, development_maps
 from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
 from icrl_utils.notebooks import sources
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
+from icrl_utils.replay import RANDOM_PLAY, ReplayBuffer, collect, make_batch
 from icrl_utils.rollout import Agent, rollout
 from icrl_utils.runs import learning_rate_factor
 from icrl_utils.statistics import interval
 from icrl_utils.tokenizers import make_paper_tokenizer
-from icrl_utils.training import TrainConfig
+from icrl_utils.training import TrainConfig, moves_that_led_nowhere
 
 COMPACT = HistoryFormat("compact")
 PAPER_TOKENIZER = make_paper_tokenizer()
@@ -181,6 +182,37 @@ def test_03_td_targets(random_play):
             y += 0.9 * float(target[0, i + 1, best])
         assert float(given[i]) == pytest.approx(y, abs=1e-6)
     assert d.terminated[0, :n].any() and not d.has_target[0, :n].all()
+
+
+def test_03_consistent_backup():
+    """y_d = r_d + gamma Q_target(d+1, a_d) where the move led back to its own tile, on real slices of random play."""
+    play = collect(development_maps("in_distribution", 5), RANDOM_PLAY, np.random.default_rng(0), min_tokens=200)
+    batch = make_batch(ReplayBuffer(play, COMPACT).slices(np.arange(5), 200, np.random.default_rng(0)), COMPACT)
+    online, target = torch.rand(2, *batch.action.shape, 4, generator=torch.Generator().manual_seed(0))
+    given = td_targets(online, target, batch.reward, batch.terminated, 0.9, moves_that_led_nowhere(batch))
+    plain = td_targets(online, target, batch.reward, batch.terminated, 0.9)
+    walls = 0
+    for row, d in batch.has_target.nonzero().tolist():
+        here, there = (int(batch.ids[row, batch.position[row, at]]) for at in (d, min(d + 1, len(given[row]) - 1)))
+        if here == there and not batch.terminated[row, d]:
+            walls += 1
+            assert given[row, d] == pytest.approx(0.9 * float(target[row, d + 1, batch.action[row, d]]), abs=1e-6)
+        else:
+            assert given[row, d] == plain[row, d]
+    assert walls > 50
+
+
+def test_consistent_backup_keeps_the_best_moves():
+    """Its fixed point on known lakes: Q = 0 at walls, Q* elsewhere, so the best actions are those of Q*."""
+    for lake in development_maps("in_distribution", 100):
+        tile, ends = np.arange(lake.n_tiles)[:, None], [*lake.goals, *lake.holes]
+        wall, q = lake.next_tile == tile, np.zeros((lake.n_tiles, 4))
+        for _ in range(100):
+            following = np.where(wall, q, q.max(1)[lake.next_tile])
+            q = np.where(np.isin(lake.next_tile, lake.goals), 1.0, 0.9 * following)
+            q[ends] = 0
+        exact = lake.optimal_values()
+        assert (q[wall] == 0).all() and np.allclose(q[~wall], exact[~wall], atol=1e-4)
 
 
 def test_03_polyak():

@@ -29,7 +29,7 @@ from icrl_utils.history import HistoryFormat
 from icrl_utils.lake import TRAINING_MAPS, development_maps, held_out_maps
 from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, file_sha256, load_base, new_tiny_llama
 from icrl_utils.profiles import PROFILES, ROOT
-from icrl_utils.qvalues import QNetwork, QReadout
+from icrl_utils.qvalues import QReadout
 from icrl_utils.replay import RANDOM_PLAY, Behaviour, SliceSource, make_batch
 from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, delayed_interrupt, learning_rate_factor, read_progress

@@ -96,6 +96,7 @@ def test_seen_pair_accuracy_counts_repeated_pairs_only():
 def test_seen_pair_accuracy_leaves_out_a_seen_pair_that_the_clock_ended():
     assert seen_pair_accuracy(Oracle(), tokens("8 up 8 up limit reset 8 up 8"), ACTION_IDS)[1] == 1
 
+
 def test_latest_try_and_what_it_led_to():
     batch = play("8 right 9 down hole reset 8 up 8 up limit reset 8 right 9 left")
     # decisions:   0       1                  2    3                 4       5 (what left led to is not told)
@@ -150,6 +151,7 @@ def test_seen_move_accuracy_asks_about_the_other_moves_made_before():
 
 def test_the_same_seed_makes_the_same_world_model():
     def weights(seed):
-        return WorldModel(new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, 16, 1, 2), seed).lm_head_of_moves.weight
+        llama = new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, 16, 1, 2)
+        return WorldModel(llama, seed).lm_head_of_moves.weight
 
     assert weights(1).equal(weights(1)) and not weights(1).equal(weights(2))

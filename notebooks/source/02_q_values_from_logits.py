@@ -231,8 +231,11 @@ plot_q_lakes(lake, {"exact Q*": lake.optimal_values(), **{name: q_map(player) fo
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward
 # was ever mentioned. It *knows* that right of 9 comes the hole 10, if it saw it; it does not know that this is bad.
-# The agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. Look also at
-# the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and the agent, who has never been there, guesses.
+# The agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. So are those
+# that point at the edge of the lake, where $Q^*$ is not: bumping into a wall costs one move and no more, but we train
+# the agent to count it as worth nothing (the *consistent backup*, notebook 03), so that it does not bump for ever. Look
+# also at the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and the agent, who has never been there,
+# guesses.
 #
 # A check of that knowledge. The base predicts what comes *after* a move, and is nearly always right where the
 # context has already shown it:

@@ -159,7 +159,8 @@ def checkpoint_activations(model: PeftModel) -> None:
     # Only the online network is ever differentiated, so every recomputation is one of its.
     arguments = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), recomputation())}
     base = model.get_base_model()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # older name
+    enable(arguments)
     model.train()
 
 

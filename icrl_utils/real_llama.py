@@ -2,6 +2,9 @@
 
 What cannot work is refused before weights are downloaded or memory is taken: everything that decides it stands in
 the checkpoint's config.json and tokenizer.
+
+A saved adapter can be shared by peft's own ``PeftModel.from_pretrained(base, folder).push_to_hub("you/name")`` and
+loaded by ``PeftModel.from_pretrained(base, "you/name")``. Nothing here needs that.
 """
 
 from __future__ import annotations

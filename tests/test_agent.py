@@ -19,6 +19,9 @@ from icrl_utils.rollout import rollout
 from icrl_utils.tokenizers import make_paper_tokenizer
 
 COMPACT = HistoryFormat("compact")
+PAPER = HistoryFormat("paper", make_paper_tokenizer())
+PLAIN = HistoryFormat("paper", make_paper_tokenizer(special_tokens=("<|endoftext|>",)))
+FORMATS = [COMPACT, PAPER, PLAIN]
 MAPS = MapDistribution(3, 4).sample(6, 0)
 
 
@@ -62,11 +65,10 @@ def uncached_z(model, episodes, history=COMPACT):
 
 
 @pytest.mark.parametrize("memory", [True, False])
-@pytest.mark.parametrize("name", ["compact", "paper"])
-def test_cached_play_equals_the_uncached_forward(name, memory):
+@pytest.mark.parametrize("history", FORMATS, ids=["compact", "paper", "plain"])
+def test_cached_play_equals_the_uncached_forward(history, memory):
     """At every decision of every map, also after finished maps were compacted away and forgotten columns dropped; in
-    the paper format with rows of different lengths."""
-    history = COMPACT if name == "compact" else HistoryFormat("paper", make_paper_tokenizer())
+    the paper format, and its fallback for tokenizers without header tokens, with rows of different lengths."""
     model = sharp_model(history)
     agent = Spy(model, history, QReadout(), memory=memory)
     records = rollout(agent, MAPS, [0, 0.5, 0.5, 1, 1, 1], step_limit=20)

@@ -46,7 +46,7 @@ def moves_to_goal(graph: Graph) -> dict[int, int]:
     return distance
 
 
-def edge_kind(graph: Graph, tile: int, action: int, gamma: float = 0.9) -> tuple[str, float]:
+def edge_kind(graph: Graph, tile: int, action: int, gamma: float) -> tuple[str, float]:
     """What the history tells about an action, and its exact value on the known graph (nan where it tells none).
 
     A way to the goal of d moves that begins with this action is worth gamma^(d - 1), a hole 0. A move against a wall is
@@ -71,11 +71,13 @@ KINDS = ("goal next", "goal in 2", "goal in 3", "goal in 4", "goal in 5 or more"
          "seen hole")  # fmt: skip
 
 
-def known_graph_values(agent: Agent, maps: Sequence[LakeMap], episodes: int = 8, seed: int = 0) -> list[dict]:
+def known_graph_values(
+    agent: Agent, maps: Sequence[LakeMap], gamma: float, episodes: int = 8, seed: int = 0
+) -> list[dict]:
     """Q of ``agent`` for every tile that random play has shown it, with the exact values, as ``plot_calibration`` rows.
 
     Each lake is played at random for ``episodes`` episodes. Then the agent is led along known moves to each known
-    tile, and asked there.
+    tile, and asked there. ``gamma`` is the discount that it was trained with.
 
     Returns:
         rows with ``policy``, ``map``, ``tile``, ``action``, ``kind``, ``q``, ``exact`` (nan: none), sorted by ``kind``.
@@ -88,7 +90,7 @@ def known_graph_values(agent: Agent, maps: Sequence[LakeMap], episodes: int = 8,
         for way in _ways(graph, past[-1].tiles[0]):
             q = agent.q_values(agent.format.render([*past, way]))
             for action, value in enumerate(q):
-                kind, exact = edge_kind(graph, way.tiles[-1], action)
+                kind, exact = edge_kind(graph, way.tiles[-1], action, gamma)
                 row = {"policy": agent.name, "map": i, "tile": way.tiles[-1], "action": ACTIONS[action], "kind": kind}
                 rows.append(row | {"q": float(value), "exact": float(exact)})
     return sorted(rows, key=lambda row: KINDS.index(row["kind"]))

@@ -353,7 +353,7 @@ def test_moves_to_goal_on_the_known_graph():
     ],
 )
 def test_kinds_of_moves_and_their_exact_values(tile, action, kind, value):
-    found, exact = edge_kind(known_graph(PAST), tile, action)
+    found, exact = edge_kind(known_graph(PAST), tile, action, gamma=0.9)
     assert found == kind
     assert exact == pytest.approx(value, nan_ok=True)
 
@@ -370,9 +370,9 @@ def test_known_graph_values_asks_the_agent_where_it_stands(monkeypatch):
         def q_values(self, text):
             *past, running = self.format.parse(text)
             graph = known_graph(past)
-            return np.array([edge_kind(graph, running.tiles[-1], action)[1] for action in range(4)])
+            return np.array([edge_kind(graph, running.tiles[-1], action, gamma=0.7)[1] for action in range(4)])
 
-    rows = known_graph_values(LooksUp(), PAPER_IN_DISTRIBUTION.sample(4, 0), episodes=6)
+    rows = known_graph_values(LooksUp(), PAPER_IN_DISTRIBUTION.sample(4, 0), gamma=0.7, episodes=6)
     assert {"seen hole", "wall", "never tried"} <= {row["kind"] for row in rows}
     np.testing.assert_allclose([row["q"] for row in rows], [row["exact"] for row in rows])
     assert RandomPolicy.name not in {row["policy"] for row in rows}

@@ -497,7 +497,7 @@ def test_resuming_with_another_configuration_names_the_fields(base, adapter, tmp
         stop_after(patched, 2)
         train(train_config(base, tmp_path / "run"), **QUIET)
     changed = Behaviour(expert_share=0.1)
-    with pytest.raises(ValueError, match="behaviour={'expert_share': 0.5"):
+    with pytest.raises(ValueError, match="behaviour={'expert_share': 0.0"):
         train(train_config(base, tmp_path / "run", behaviour=changed), resume=True, **QUIET)
 
 

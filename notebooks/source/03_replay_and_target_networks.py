@@ -191,8 +191,8 @@ for name, q in ways.items():
 # Nothing in DQN asks the data to be good; the network learns what *would* have been best from whatever was done. But it
 # must see how goals are reached, and it must see all kinds of mistakes, or it will not know their value. So the players
 # of our data differ: each lake gets one of skill between "random" and "nearly optimal", rising within a set of 20 to 40
-# episodes. A skilled move is either a shortest-path move (that player knows the map) or the greedy move of a tabular
-# Q-learner, which like the agent we want knows only what it has seen.
+# episodes. A skilled move is the greedy move of a tabular Q-learner, which like the agent we want knows only what it
+# has seen.
 
 # %%
 rng = np.random.default_rng(0)
@@ -220,8 +220,38 @@ for name, play in sets.items():
 plots.plot_lines(panels, xlabel="%", ylabel="episodes that reach the goal", ylim=(0, 1.03))
 
 # %% [markdown]
-# The optimal moves occur in the *behaviour* only. They never are a target: what the network is told is which action was
-# taken and what reward came, never which action would have been right.
+# Why not simply let a player who knows the map show the way? Because he would leave traces in the text that the text
+# cannot explain. Look at moves that are made for the *first time* on a lake. How do they end?
+
+
+# %%
+def first_tries(play):
+    """Of the moves that had never been made on their lake before: the shares that end in a hole and at a goal."""
+    episode = np.repeat(np.arange(len(play.steps)), play.steps)
+    lake_of = np.repeat(np.arange(len(play.episodes_per_map)), play.episodes_per_map)
+    tile = np.delete(play.tiles, np.cumsum(play.steps + 1) - 1)  # without the last tile of each episode
+    _, first = np.unique(np.stack([lake_of[episode], tile, play.actions]), axis=1, return_index=True)
+    ends = np.zeros(len(tile), int)
+    ends[np.cumsum(play.steps) - 1] = play.outcome
+    return [(ends[first] == code).mean() for code in (HOLE, GOAL)]
+
+
+# %%
+sets["players who know the map"] = collect(lakes, Behaviour(expert_share=1.0), rng)
+print(f"{'a move made for the first time ends ...':42s}{'in a hole':>10s}{'at a goal':>11s}")
+for name, play in sets.items():
+    print(f"{name:42s}" + "{:10.0%}{:11.0%}".format(*first_tries(play)))
+
+# %% [markdown]
+# Though half of their moves are random, players who know the map are luckier with new moves than anybody could be who
+# does not. The text does not say who is playing, so a network that learns from such play takes their knowledge for luck
+# that awaits everyone. This is **confounding**: the value of a move that somebody *chose for reasons you cannot see* is
+# not its value when you make it. Off-policy learning may learn from anybody, provided that the choice depends on
+# nothing but the history (and dice). All our players obey. (`Behaviour(expert_share=0.5)` mixes the other kind in; the
+# lab book, `assets/lab_book.md`, has the comparison.)
+#
+# In the end a skilled player's moves are often optimal, but they never are a *target*: what the network is told is
+# which action was taken and what reward came, never which action would have been right.
 #
 # One thing is guarded by the package and not by discipline. The lakes that every figure of this course is measured on
 # are held out, and collecting refuses to play them:
@@ -235,8 +265,9 @@ except ValueError as error:
 # %% [markdown]
 # ## 4 · Replay of sets
 #
-# DQN on Atari replays single moves. Our network reads histories, so the unit of replay is a *slice*: 384 tokens from
-# the episodes of one lake and one player. In what order should the episodes of a set stand in a slice?
+# DQN on Atari replays single moves. Our network reads histories, so the unit of replay is a *slice*: so many tokens
+# (384 here, 640 in training) from the episodes of one lake and one player. In what order should the episodes of a set
+# stand in a slice?
 #
 # - **as played**: skill rises from left to right, as it will when the agent itself learns;
 # - **shuffled**: the paper's way. No trend to imitate, and the same set can be shown in many orders. Shuffling also

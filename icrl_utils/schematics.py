@@ -199,9 +199,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str) -
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
 
 
-def _arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "", color: str = GREY
-) -> None:
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "", color: str = GREY) -> None:
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=color, linewidth=1.2))
     if label:
         ax.text((start[0] + end[0]) / 2, start[1] + 0.18, label, ha="center", fontsize=8.5, color=GREY)

@@ -292,9 +292,7 @@ def test_code_that_a_notebook_shows_as_the_packages_is_the_packages(number):
             function = getattr(importlib.import_module(f"icrl_utils.{module}"), name)
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
             wanted = statements(ast.parse(cell.source).body)
-            found = any(
-                block[i : i + len(wanted)] == wanted for block in blocks(tree) for i in range(len(block))
-            )
+            found = any(block[i : i + len(wanted)] == wanted for block in blocks(tree) for i in range(len(block)))
             assert found, f"{number}: not in {module}.{name}:\n{cell.source}"
             shown += 1
     assert shown >= (6 if number == "04" else 0)

@@ -64,8 +64,10 @@ from icrl_utils.models import add_adapters, load_base, parameter_count
 
 pretraining = json.loads((ASSETS / "tiny-llama" / "run.json").read_text())
 base = load_base(profile.base_path)
-print(f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layers, width {base.config.hidden_size}; "
-      f"pretrained on {pretraining['tokens'] / 1e6:.1f} million tokens in {pretraining['seconds'] / 60:.0f} minutes")
+print(
+    f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layers, width {base.config.hidden_size}; "
+    f"pretrained on {pretraining['tokens'] / 1e6:.1f} million tokens in {pretraining['seconds'] / 60:.0f} minutes"
+)
 plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pretraining run")
 
 # %% [markdown]
@@ -406,8 +408,10 @@ folder = train(config)
 
 # %%
 run_facts = json.loads((folder / "run.json").read_text())
-print(f"{run_facts['steps_done']} of {config.steps} steps, {run_facts['tokens'] / 1e6:.2f} million tokens in "
-      f"{run_facts['seconds'] / 60:.1f} minutes; {run_facts['of_matmul_peak']:.0%} of what this machine can multiply")
+print(
+    f"{run_facts['steps_done']} of {config.steps} steps, {run_facts['tokens'] / 1e6:.2f} million tokens in "
+    f"{run_facts['seconds'] / 60:.1f} minutes; {run_facts['of_matmul_peak']:.0%} of what this machine can multiply"
+)
 
 # %% [markdown]
 # ## 6 · Did it learn to learn?

@@ -37,17 +37,22 @@ class Behaviour:
     """Who acts in the training data. Each map gets one policy: with probability ``skill`` a skilled move, else random.
 
     ``skill`` rises evenly over the episodes of a set, from U(0, low) to U(0, high). The skilled move is the greedy move
-    of a tabular Q-learner with initial values U(0, 1), which like the agent we want knows its history only. On a share
-    ``expert_share`` of the maps it is a shortest-path move instead. That policy knows the map, and what it knows beyond
-    the history confounds the values of moves that the history has not shown (notebook 03, section 3).
+    of a tabular Q-learner with initial values U(0, 1), which like the agent we want knows its history only.
+
+    On a share ``habit_share`` of the maps it is a habit instead: one move for each tile, drawn anew for each episode.
+    Habits walk in circles, as a poor agent does and the learner never would; in them Q learns what circles are worth.
+
+    On a share ``expert_share`` it is a shortest-path move. That policy knows the map, and what it knows beyond the
+    history confounds the values of moves that the history has not shown (notebook 03, section 3).
     """
 
+    habit_share: float = 0.25
     expert_share: float = 0.0
     low: float = 0.5
     high: float = 1.0
 
 
-RANDOM_PLAY = Behaviour(expert_share=0.0, low=0.0, high=0.0)
+RANDOM_PLAY = Behaviour(low=0.0, high=0.0)
 
 
 class Play(NamedTuple):
@@ -77,7 +82,10 @@ def collect(
     tile, _ = env.reset(seed=int(rng.integers(2**31)))
     n_episodes = rng.integers(episodes[0], episodes[1] + 1, size=n)
     low, high = rng.uniform(0, behaviour.low, n), rng.uniform(0, behaviour.high, n)
-    is_expert = rng.random(n) < behaviour.expert_share
+    kind = rng.random(n)
+    is_habit = kind < behaviour.habit_share
+    is_expert = ~is_habit & (kind < behaviour.habit_share + behaviour.expert_share)
+    habit = rng.integers(4, size=env.tables.kind.shape)
     learner = TabularQ(n, env.tables.kind.shape[1], initial_value=rng.random(n).astype(np.float32))
 
     row = np.arange(n)
@@ -85,7 +93,9 @@ def collect(
     log = [(row, np.full(n, RESET), tile, np.zeros(n, np.uint8))]
     while len(row):
         skill = low + (high - low) * np.minimum(played / n_episodes, 1)
+        habit[ended] = rng.integers(4, size=(ended.sum(), habit.shape[1]))
         move = np.where(is_expert, expert_move(env.tables, tile, rng), learner.greedy(tile, rng))
+        move = np.where(is_habit, habit[np.arange(len(row)), tile], move)
         action = np.where(rng.random(len(row)) < skill, move, rng.integers(4, size=len(row)))
         new_tile, reward, terminated, truncated, _ = env.step(action)
         learner.update(tile, action, reward, new_tile, terminated, mask=~ended)
@@ -99,7 +109,8 @@ def collect(
             go_on = np.flatnonzero(~done)
             env.keep(go_on), learner.keep(go_on)
             row, tile, ended, played, tokens = row[go_on], tile[go_on], ended[go_on], played[go_on], tokens[go_on]
-            low, high, is_expert, n_episodes = low[go_on], high[go_on], is_expert[go_on], n_episodes[go_on]
+            low, high, n_episodes = low[go_on], high[go_on], n_episodes[go_on]
+            is_habit, is_expert, habit = is_habit[go_on], is_expert[go_on], habit[go_on]
     return _as_play(*(np.concatenate(column) for column in zip(*log, strict=True)), n)
 
 

@@ -122,14 +122,25 @@ class AlwaysSkilled(np.random.Generator):
 
 
 def test_an_expert_of_full_skill_reaches_every_goal_by_the_shortest_way():
-    behaviour = Behaviour(expert_share=1.0, low=1.0, high=1.0)
+    behaviour = Behaviour(habit_share=0.0, expert_share=1.0, low=1.0, high=1.0)
     play = collect(MAPS, behaviour, AlwaysSkilled(np.random.PCG64(0)), episodes=(3, 3))
     for index, tiles, actions, outcome in split(play):
         assert outcome == GOAL and len(actions) == MAPS[index].optimal_steps(int(tiles[0]))
 
 
+def test_a_full_habit_makes_the_same_move_on_a_tile_all_episode_long_and_another_one_later():
+    behaviour = Behaviour(habit_share=1.0, low=1.0, high=1.0)
+    play = collect(MAPS, behaviour, AlwaysSkilled(np.random.PCG64(0)), episodes=(20, 20))
+    openings = set()  # (first tile, first action) on map 0
+    for index, tiles, actions, _ in split(play):
+        assert len(set(zip(tiles[:-1], actions, strict=True))) == len(set(tiles[:-1]))
+        openings |= {(tiles[0], actions[0])} if index == 0 else set()
+    assert len(openings) > len({tile for tile, _ in openings})
+    assert (play.outcome == LIMIT).mean() > 0.2  # it walks in circles
+
+
 def test_skill_rises_within_a_set():
-    play = collect(MAPS * 30, Behaviour(expert_share=1.0), rng(), episodes=(20, 20))
+    play = collect(MAPS * 30, Behaviour(habit_share=0.0, expert_share=1.0), rng(), episodes=(20, 20))
     success = (play.outcome == GOAL).reshape(len(MAPS) * 30, 20).mean(0)
     quarters = success.reshape(4, 5).mean(1)
     assert (np.diff(quarters) > 0.02).all()
@@ -140,7 +151,7 @@ def test_skill_rises_within_a_set():
 
 def test_the_learner_learns_too():
     """With no expert at all the tabular learner makes late episodes better than early ones."""
-    play = collect(MAPS * 30, Behaviour(expert_share=0.0), rng(), episodes=(30, 30))
+    play = collect(MAPS * 30, Behaviour(habit_share=0.0), rng(), episodes=(30, 30))
     success = (play.outcome == GOAL).reshape(-1, 30).mean(0)
     assert success[-10:].mean() > success[:5].mean() + 0.1
 

@@ -496,8 +496,8 @@ def test_resuming_with_another_configuration_names_the_fields(base, adapter, tmp
     with monkeypatch.context() as patched:
         stop_after(patched, 2)
         train(train_config(base, tmp_path / "run"), **QUIET)
-    changed = Behaviour(expert_share=0.1)
-    with pytest.raises(ValueError, match="behaviour={'expert_share': 0.0"):
+    changed = Behaviour(habit_share=0.1)
+    with pytest.raises(ValueError, match="behaviour={'habit_share': 0.25"):
         train(train_config(base, tmp_path / "run", behaviour=changed), resume=True, **QUIET)
 
 

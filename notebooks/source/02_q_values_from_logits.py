@@ -140,7 +140,7 @@ del h, embedding, result
 #
 # ## A logit is not a return
 #
-# Returns on a lake lie between 0 and 1: a goal pays 1, each step before it costs a tenth ($\gamma = .9$), a hole pays
+# Returns on a lake lie between 0 and 1: a goal pays 1, each step before it costs a share ($\gamma < 1$), a hole pays
 # 0. Logits know nothing of that. Those of our base at the decisions:
 
 # %%

@@ -500,7 +500,7 @@ asked = {"base": Agent(load_base(profile.base_path), history, readout), "this ru
          "shipped run": players["shipped agent"]}  # fmt: skip
 rows = []
 for title, player in asked.items():
-    rows += [row | {"policy": title} for row in known_graph_values(player, lakes[:24], episodes=8)]
+    rows += [row | {"policy": title} for row in known_graph_values(player, lakes[:24], config.gamma, episodes=8)]
 rows.sort(key=lambda row: KINDS.index(row["kind"]))
 plots.plot_calibration(rows, title="Q of moves, sorted by what the history has shown about them")
 

@@ -69,6 +69,11 @@ def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.f
     return 2 * n**3 / best
 
 
+def free_memory(device: torch.device) -> float:
+    """Bytes that a GPU has left; inf on a CPU, which can swap."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

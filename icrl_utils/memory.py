@@ -82,7 +82,8 @@ def plan(model: str | PreTrainedConfig, **settings) -> Plan:
     """
     if isinstance(model, PreTrainedConfig):
         return Plan(model, Settings(**settings))
-    config = SHAPES.get(model) or AutoConfig.from_pretrained(in_repository(model))
+    folder = in_repository(model)
+    config = SHAPES.get(model) or AutoConfig.from_pretrained(folder if folder.is_dir() else model)
     return Plan(config, Settings(**settings), str(model))
 
 

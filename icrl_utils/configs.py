@@ -154,8 +154,9 @@ class TrainConfig(RunConfig):
 
     @property
     def may_fold(self) -> bool:
-        """Whether `models.folded_weights` may stand in for peft's layers, if the precision is float32."""
-        return self.quantization == "none" and not self.checkpointing
+        """Whether `models.folded_weights` may stand in for peft's layers, if the precision is float32. It writes all
+        weights out once more, which a real Llama has no memory for, and its modules know no checkpointing."""
+        return self.history == "compact" and not self.checkpointing
 
     def record(self) -> dict:
         """The base as a path that holds on every machine."""
@@ -255,7 +256,7 @@ def _real_options(profile: Profile) -> dict[str, object]:
 
 
 def recipe_table() -> list[dict[str, str]]:
-    """Both recipes for the Llama of the profile ``full``, setting by setting: rows of ``setting``, ``paper``, ``ours``."""
+    """Both recipes for the Llama of the profile ``full``, one row a setting: ``setting``, ``paper``, ``ours``."""
     paper, ours = (
         dict(_flat(TrainConfig(**train_options(PROFILES["full"], recipe)).decisive())) for recipe in ("paper", "ours")
     )

@@ -35,6 +35,7 @@ from icrl_utils.models import (
     TARGET,
     adapter_parameters,
     add_adapters,
+    base_folder,
     checkpoint_activations,
     load_base,
     new_tiny_llama,
@@ -89,10 +90,14 @@ def batches(data: Chunks, first_step: int, accelerator: Accelerator) -> Iterator
 
 
 def training_source(config: TrainConfig) -> SliceSource:
+    """What makes the slices. Of the base it reads config.json and the tokenizer, and raises
+    `real_llama.load_history`'s errors about them before anything large is downloaded or allocated."""
     maps = lake.TRAINING_MAPS
     if config.map_pool:
         maps = lake.training_maps(maps, config.map_pool, np.random.default_rng([config.seed, 2**31]))
-    history = load_history(config.base, "paper") if config.history == "paper" else HistoryFormat("compact")
+    if config.history == "compact":
+        base_folder(config.base)  # the tiny Llama is never looked for on the Hub
+    history = load_history(config.base, config.history)
     return SliceSource(maps, config.behaviour, config.order, config.quality, config.relabel, config.crossing, history)
 
 
@@ -274,7 +279,7 @@ def load_frozen(config: TrainConfig, accelerator: Accelerator) -> PreTrainedMode
     dtype = DTYPES[accelerator.mixed_precision]
     quantization = None if config.quantization == "none" else config.quantization
     planned = plan(
-        config.base, slices=min(config.slices_at_once, config.slices // accelerator.num_processes),
+        config.base, slices=min(config.slices_at_once, math.ceil(config.slices / accelerator.num_processes)),
         slice_tokens=config.slice_tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
         quantization=quantization, dtype=dtype, checkpointing=config.checkpointing, history_tokens=CONTEXT,
     )  # fmt: skip

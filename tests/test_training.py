@@ -560,6 +560,14 @@ def test_automatic_precision(monkeypatch):
     assert resolve_precision("no", cpu=False) == "no" and resolve_precision("bf16", cpu=True) == "bf16"
 
 
+def test_bf16_on_a_card_that_only_emulates_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* choose 'auto', which is fp16"):
+        resolve_precision("bf16", cpu=False)
+    assert resolve_precision("fp16", cpu=False) == "fp16"
+
+
 def test_two_runs_of_one_python_may_differ_in_precision():
     assert make_accelerator("bf16", "cpu").mixed_precision == "bf16"
     assert make_accelerator("no", "cpu").mixed_precision == "no"

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
 from transformers.integrations import sdpa_attention
 
-from icrl_utils import configs, real_llama, training
+from icrl_utils import configs, real_llama, runs, training
 from icrl_utils.__main__ import build_parser, main, make_config
 from icrl_utils.agent import Agent, load_agent
 from icrl_utils.configs import PAPER_RECIPE, TrainConfig, recipe_table, train_options
@@ -70,6 +70,12 @@ def play(agent):
 def in_4_bits(llama3_folder, tmp_path_factory):
     """A finished run of the kind that a real Llama needs."""
     return run(llama3_folder, tmp_path_factory.mktemp("runs") / "nf4", **BIG)
+
+
+@pytest.fixture(autouse=True)
+def no_stop_watch(monkeypatch):
+    """The speed of this machine is of no interest, and measuring it takes half a second a run."""
+    monkeypatch.setattr(runs, "matmul_peak", lambda *_: 1e12)
 
 
 @pytest.fixture
@@ -133,10 +139,10 @@ def test_tiles_at_the_decisions(special, by_digits):
 
 @pytest.mark.parametrize(
     "changes",
-    [BIG, BIG | {"adapter": "ia3"}, {}, {"adapter": "ia3", "checkpointing": True}],
-    ids=["nf4 lora checkpointing", "nf4 ia3 checkpointing", "lora", "ia3 checkpointing"],
+    [BIG, BIG | {"adapter": "ia3"}, {}],
+    ids=["nf4 lora checkpointing", "nf4 ia3 checkpointing", "lora"],
 )
-def test_training_moves_both_adapters_and_nothing_else(llama3_folder, tmp_path, monkeypatch, changes):
+def test_training_moves_both_adapters_and_nothing_else(llama3_folder, tmp_path, monkeypatch, no_evaluation, changes):
     seen = {}
 
     def keep(base, *arguments):
@@ -191,7 +197,7 @@ def test_micro_batches_cut_by_tokens():
     assert all(torch.equal(part.tile, part.ids) for part in parts)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(llama3_folder, in_4_bits, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_weights(llama3_folder, in_4_bits, tmp_path, monkeypatch, no_evaluation):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "out_of_time", lambda self: self.step == 2)

@@ -643,7 +643,8 @@ def test_two_processes_make_the_update_of_one_with_all_slices(base, tmp_path):
         "-W ignore -m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
     )
     launch += " --dynamo_backend=no --main_process_port=0 -m icrl_utils train"
-    argv = [*launch.split(), *argv, f"--out={tmp_path / 'two'}"]
+    parts = "--micro-tokens=32"  # each process takes its two slices one by one, and gradients are shared at the second
+    argv = [*launch.split(), *argv, parts, f"--out={tmp_path / 'two'}"]
     child = in_child(*argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed, _ = child.communicate(timeout=300)
     assert child.returncode == 0, printed

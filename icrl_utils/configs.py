@@ -249,7 +249,7 @@ def _real_options(profile: Profile) -> dict[str, object]:
         "world_model": 0.0,
         "centred": True,
         "log_every": 5,
-        "eval_every": 50,
+        "eval_every": max(1, steps // 5),  # playing is slow: every move reads all weights
         "eval_maps": 8,
         "save_every": 20,
     }

@@ -25,7 +25,7 @@ from icrl_utils.memory import GIB, SHAPES
 from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters
 from icrl_utils.profiles import PROFILES
 from icrl_utils.qvalues import QNetwork, QReadout
-from icrl_utils.real_llama import avoid_math_kernel, load_history, load_llama
+from icrl_utils.real_llama import avoid_math_kernel, load_history, load_llama, save_small_llama
 from icrl_utils.replay import Batch, Behaviour, SliceSource, make_batch
 from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, learning_rate_factor, read_progress
@@ -186,6 +186,28 @@ def test_micro_batches_and_checkpointing_make_the_update_of_the_whole_batch(llam
         torch.testing.assert_close(adapter_weights(parts), adapter_weights(whole), atol=2e-5, rtol=1e-3)
     half = run(llama3_folder, tmp_path / "half", **base, slices=2)  # the first half of the slices alone
     assert abs(float(log(half)[0]["grad_norm"]) / float(log(whole)[0]["grad_norm"]) - 1) > 1e-2
+
+
+def test_bf16_computes_as_float32_does_and_keeps_the_adapter_in_float32(
+    llama3_folder, in_4_bits, tmp_path, no_evaluation
+):
+    folder = run(llama3_folder, tmp_path / "run", **BIG, precision="bf16")
+    assert facts(folder)["precision"] == "bf16"
+    assert {tensor.dtype for tensor in adapter_weights(folder).values()} == {torch.float32}
+    for row, expected in zip(log(folder), log(in_4_bits), strict=True):
+        assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=0.05)
+
+
+def test_a_checkpoint_without_the_special_tokens_of_llama_3(tmp_path, no_evaluation):
+    """As the default of the profile t4: plain text, numbers digit by digit."""
+    folder = save_small_llama(tmp_path / "base")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    tokenizer(special=False, by_digits=True).save_pretrained(folder)
+    agent = load_agent(run(folder, tmp_path / "run", **BIG), device="cpu")
+    text = agent.format.render([Episode((8, 15), (2,))])
+    assert text.startswith("begin\nobservation: 8\naction: right\n")
+    assert agent.q_values(text).shape == (4,) and play(agent).actions.size > 0
 
 
 def test_micro_batches_cut_by_tokens():

@@ -385,7 +385,9 @@ def test_too_little_memory_is_said_before_weights_are_loaded(
     message = str(caught.value)
     assert f"{available:.2f} GiB are there" in message and "TRAINING STEP, PEAK" in message
     assert f"{SMALL['slices'] if 'micro_tokens' not in changes else 1} x 4,096 tokens" in message
-    assert advice in message.partition("Next step: ")[2]
+    table, _, next_step = message.partition("Next step: ")
+    assert ("checkpointing" in table) == ("checkpointing" in changes) and ("nf4" in table) == ("quantization" in changes)
+    assert advice in next_step
     assert not (tmp_path / "run").exists()
 
 

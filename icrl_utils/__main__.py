@@ -55,7 +55,9 @@ def make_config(config_class: type, given: Mapping[str, Any], defaults: Mapping[
     for field in dataclasses.fields(config_class):
         name = prefix + field.name
         if dataclasses.is_dataclass(hints[field.name]):
-            values[field.name] = make_config(hints[field.name], given, defaults, prefix=f"{name}.")
+            inner = vars(defaults[name]) if name in defaults else {}
+            inner = {f"{name}.{key}": value for key, value in inner.items()}
+            values[field.name] = make_config(hints[field.name], given, inner, prefix=f"{name}.")
         elif name in given:
             values[field.name] = given[name]
         elif name in defaults:
@@ -71,9 +73,10 @@ def run_pretrain(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    from icrl_utils import training
+    from icrl_utils import configs, training
 
-    config = make_config(training.TrainConfig, vars(args), get_profile(args.profile).training)
+    options = configs.train_options(get_profile(args.profile), args.recipe)
+    config = make_config(configs.TrainConfig, vars(args), options)
     print(f"Trained adapter: {training.train(config, resume=args.resume)}")
 
 
@@ -133,6 +136,12 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     add("doctor", run_doctor, "versions, device, memory and assets: put its output into bug reports")
     pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama on random play")
     train = add("train", run_train, "train an adapter by double DQN")
+    train.add_argument(
+        "--recipe",
+        choices=("ours", "paper"),
+        default="ours",
+        help="settings that no other option names: ours (default) or the paper's",
+    )
     for sub in (pretrain, train):
         sub.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     if command in ("pretrain", "train"):

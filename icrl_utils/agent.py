@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from icrl_utils.cache import GrowingLayer
@@ -30,6 +31,13 @@ from icrl_utils.real_llama import checkpoint_id, keep_dtype, load_history, load_
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
+
+
+def maps_at_once(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Maps whose keys and values in ``dtype`` fit into ``CACHE_BYTES`` at ``TYPICAL_TOKENS`` tokens per history."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+    return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
 
 
 class Agent:
@@ -77,12 +85,7 @@ class Agent:
 
     @property
     def batch_maps(self) -> int:
-        """Maps played at once: ``CACHE_BYTES`` of keys and values at ``TYPICAL_TOKENS`` tokens per history."""
-        config = self.model.config
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        size = (self.autocast or self.model.get_output_embeddings().weight.dtype).itemsize
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
-        return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
+        return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
 
     def start(self, maps: list[LakeMap], rng: np.random.Generator | None = None) -> None:
         n = len(maps)

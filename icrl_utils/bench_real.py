@@ -185,6 +185,7 @@ def make_random_batch(workload: Workload, action_ids: np.ndarray, seed: int) -> 
     terminated = rng.random(action.shape) < 0.1
     has_target = terminated | (np.arange(len(position)) < len(position) - 1)
     columns = ids, np.tile(position, (len(ids), 1)), action, terminated.astype(np.float32), terminated, has_target
+    columns += (np.zeros_like(action),)  # tiles: no loss here asks for them
     return Batch(*map(torch.from_numpy, columns))
 
 

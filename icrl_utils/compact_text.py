@@ -35,6 +35,7 @@ class CompactText:
     separator = " "
     vocab_size = len(COMPACT_WORDS)
     action_ids = np.arange(_FIRST_ACTION, _FIRST_OUTCOME)
+    min_step_tokens = 2
 
     def __init__(self, tokenizer=None) -> None:
         if tokenizer is not None and [tokenizer.get_vocab().get(w) for w in COMPACT_WORDS] != [*_ID.values()]:
@@ -131,6 +132,9 @@ class CompactText:
             terminated=terminated,
             has_target=terminated | decides[row, position + 2],
         )
+
+    def tiles(self, ids: np.ndarray, position: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(ids, position, axis=1)  # Q is read at the tile itself, whose id is its number
 
 
 def _reject_tile(tile) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal
 
 from icrl_utils.models import portable_path
+from icrl_utils.profiles import PROFILES, Profile
 from icrl_utils.qvalues import QReadout
 from icrl_utils.replay import Behaviour, check_order
 
@@ -23,7 +24,8 @@ class RunConfig:
     steps: int = 1200
     slices: int = 10  # of an optimizer step, over all processes
     slice_tokens: int = 640
-    warmup: int = 100  # optimizer steps of linear warm-up; then cosine to 0
+    warmup: int = 100  # optimizer steps of linear warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after it
     clip: float = 1.0  # gradient norm
     weight_decay: float = 0.01
     relabel: float = 0.5  # share of slices with permuted tile numbers
@@ -43,7 +45,7 @@ class RunConfig:
     # What does not change the result. A run may be resumed with other values of these.
     INDIFFERENT: ClassVar = (
         "out", "workers", "compile", "log_every", "eval_every", "eval_maps", "eval_step_limit", "save_every",
-        "minutes", "device",
+        "minutes", "device", "micro_tokens", "checkpointing",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -100,6 +102,10 @@ class TrainConfig(RunConfig):
     COMMAND = "train"
     base: str = "assets/tiny-llama"
     out: str = "build/dqn"
+    history: Literal["compact", "paper"] = "compact"  # format; "paper" for any Llama but the tiny one
+    quantization: Literal["none", "nf4"] = "none"  # of the base, see real_llama.load_model
+    checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
+    micro_tokens: int | None = None  # at most so many tokens in one forward and backward pass; None: all of a step
     adapter: Literal["lora", "ia3"] = "lora"
     rank: int = 32
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -110,6 +116,7 @@ class TrainConfig(RunConfig):
     consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
     offset: float = 1.0  # read-out, see QReadout
     scale: float = 1.0
+    centred: bool = False  # the offset counts from the mean logit that the base has at action words
     world_model: float = 0.1  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
     quality: Literal["low", "mid", "hi"] = "mid"
@@ -124,6 +131,32 @@ class TrainConfig(RunConfig):
             raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
+        if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
+            raise ValueError(
+                f"micro_tokens={self.micro_tokens!r} is less than one slice (slice_tokens={self.slice_tokens}), which "
+                "cannot be cut: shorten the slices, or leave micro_tokens out."
+            )
+        if self.history == "paper" and (self.relabel or self.world_model):
+            raise ValueError(
+                f"history='paper' with relabel={self.relabel!r} and world_model={self.world_model!r}: both need "
+                "compact histories, where a tile is one token at a known place; set both to 0."
+            )
+        if self.history == "compact" and self.quantization != "none":
+            raise ValueError(
+                f"history='compact' with quantization={self.quantization!r}: the tiny Llama is trained in float32; "
+                "choose history='paper' with a real Llama as base."
+            )
+
+    @property
+    def slices_at_once(self) -> int:
+        """Slices of a micro-batch, see ``micro_tokens``."""
+        return self.slices if self.micro_tokens is None else self.micro_tokens // self.slice_tokens
+
+    @property
+    def may_fold(self) -> bool:
+        """Whether `models.folded_weights` may stand in for peft's layers, if the precision is float32. It writes all
+        weights out once more, which a real Llama has no memory for, and its modules know no checkpointing."""
+        return self.history == "compact" and not self.checkpointing
 
     def record(self) -> dict:
         """The base as a path that holds on every machine."""
@@ -144,3 +177,98 @@ def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:
             yield option if value else f"no-{option}", None
         elif value != defaults[name]:
             yield option, value
+
+
+# -------------------------------------------------------------------------------------------------------- recipes
+
+PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
+    "quantization": "none",  # the base in bfloat16
+    "adapter": "ia3",
+    "optimizer": "adamw",
+    "lr": 1e-2,
+    "weight_decay": 0.01,
+    "warmup": 10,
+    "schedule": "constant",
+    "clip": 1.0,
+    "steps": 956,
+    "slices": 10,
+    "slice_tokens": 4096,
+    "micro_tokens": 5 * 4096,
+    "loss": "mse",
+    "scale": 1 / 30,  # reward x 30: logit / 30 is compared with the return
+    "offset": 0.0,
+    "centred": False,
+    "gamma": 0.9,
+    "polyak": 0.1,
+    "consistent": False,
+    "world_model": 0.0,
+    "relabel": 0.0,
+    "map_pool": 250,
+    "order": "shuffled",
+    "quality": "mid",
+    "crossing": True,
+    "behaviour": Behaviour(expert_share=0.0, low=0.0, high=1.0),  # a learner, from random to its own greedy play
+}
+RECIPES = {"ours": {}, "paper": PAPER_RECIPE}  # ours: the defaults of `TrainConfig`, which trained the shipped adapter
+UNLIKE_THE_PAPER = (
+    "weight decay spares IA3's scales, which it would pull to 0 instead of to their identity 1",
+    "the target adapter is float32; in the paper's bfloat16 small Polyak steps are rounded away",
+    "the loss is divided by a constant (30 squared) instead of the squared mean target of each sequence",
+    "the bootstrap's maximum runs over the four actions instead of over all words",
+    "truncation gets no target instead of counting as an end",
+    "fresh play on the pool of maps all the time instead of one epoch of a fixed data set",
+)
+
+
+def train_options(profile: Profile, recipe: str = "ours") -> dict[str, object]:
+    """The fields of `TrainConfig` in which a recipe differs from the defaults, on the model of a profile.
+
+    ``ours`` carries the tiny Llama's lessons over to real ones (a bounded loss, LoRA with Muon, the consistent backup,
+    fresh maps in the order of play); we have not trained it at 8 billion weights. ``paper`` is `PAPER_RECIPE`;
+    `UNLIKE_THE_PAPER` says what it leaves out on purpose.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r} is unknown; choose one of {', '.join(RECIPES)}.")
+    return (_real_options(profile) if profile.history == "paper" else {}) | RECIPES[recipe] | dict(profile.training)
+
+
+def _real_options(profile: Profile) -> dict[str, object]:
+    """What is different for every real Llama: sizes, memory, a longer wait between reports, and its read-out."""
+    steps = profile.train_tokens // (profile.slices * profile.slice_tokens)
+    return {
+        "base": profile.base_path,
+        "history": profile.history,
+        "quantization": profile.quantization or "none",
+        "checkpointing": True,
+        "steps": steps,
+        "warmup": steps // 10,
+        "slices": profile.slices,
+        "slice_tokens": profile.slice_tokens,
+        "micro_tokens": profile.slice_tokens,
+        "relabel": 0.0,
+        "world_model": 0.0,
+        "centred": True,
+        "log_every": 5,
+        "eval_every": max(1, steps // 5),  # playing is slow: every move reads all weights
+        "eval_maps": 8,
+        "save_every": 20,
+    }
+
+
+def recipe_table() -> list[dict[str, str]]:
+    """Both recipes for the Llama of the profile ``full``, one row a setting: ``setting``, ``paper``, ``ours``."""
+    paper, ours = (
+        dict(_flat(TrainConfig(**train_options(PROFILES["full"], recipe)).decisive())) for recipe in ("paper", "ours")
+    )
+    return [{"setting": name, "paper": _text(paper[name]), "ours": _text(ours[name])} for name in paper]
+
+
+def _flat(values: dict) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        yield from (
+            ((f"{name}_{inner}", v) for inner, v in value.items()) if isinstance(value, dict) else [(name, value)]
+        )
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

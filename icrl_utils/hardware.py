@@ -26,15 +26,21 @@ def resolve_precision(precision: str, cpu: bool) -> str:
     """``auto`` is bf16 where the GPU has it in hardware, fp16 with loss scaling on older ones, float32 on a CPU.
 
     A T4 emulates bf16 and calls that supported, hence the capability. On CPUs without AMX autocast costs more than
-    it saves.
+    it saves. Raises ValueError for a precision that the hardware does not have.
     """
     if precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a CUDA GPU; choose 'auto'.")
+    has_bf16 = cpu or torch.cuda.get_device_capability() >= (8, 0)
+    if precision == "bf16" and not has_bf16:
+        raise ValueError(
+            f"precision='bf16': {torch.cuda.get_device_name()} has no bfloat16 in hardware and would emulate it "
+            "slowly; choose 'auto', which is fp16 with loss scaling there."
+        )
     if precision != "auto":
         return precision
     if cpu:
         return "no"
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    return "bf16" if has_bf16 else "fp16"
 
 
 def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> bool:
@@ -67,6 +73,11 @@ def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.f
         wait()
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a GPU has left; inf on a CPU, which can swap."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def device_name(device: torch.device) -> str:

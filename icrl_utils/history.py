@@ -45,6 +45,7 @@ class HistoryFormat:
     Attributes:
         action_ids: int64 [4], the tokens of left, down, right, up.
         vocab_size: number of token ids.
+        min_step_tokens: a step, or the start of an episode, adds at least so many tokens.
     """
 
     def __init__(self, name: str, tokenizer=None) -> None:
@@ -55,6 +56,7 @@ class HistoryFormat:
         self._text = formats[name](tokenizer)
         self.vocab_size = self._text.vocab_size
         self.action_ids = self._text.action_ids
+        self.min_step_tokens = self._text.min_step_tokens
         self._has_warned = False
 
     def render(self, episodes: Sequence[Episode]) -> str:
@@ -148,6 +150,11 @@ class HistoryFormat:
         if ids.ndim != 2:
             raise ValueError(f"ids has shape {ids.shape}: give [B, T], one history a row (ids[None] for a single one)")
         return self._text.decisions(ids)
+
+    def tiles(self, ids: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Where the agent stands at the decisions ``position`` int64 [B, D] of ``ids`` [B, T]: int64 [B, D], the tile,
+        -1 where the row begins too late to tell it. Padding of ``position`` gets any number."""
+        return self._text.tiles(ids, position)
 
     def fit(self, episodes: Sequence[Episode], max_tokens: int) -> list[Episode]:
         """The most recent episodes that fit into ``max_tokens``. Whole oldest ones are dropped; it warns once."""

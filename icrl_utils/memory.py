@@ -10,8 +10,8 @@ What the formulas leave out: token ids and other integers, rows of size 1, the C
 holds but does not use. `torch.cuda.max_memory_allocated` and `icrl_utils.bench.peak_bytes` do not count those two.
 
 Attention is taken to run in a kernel that never keeps its N x N scores. Cards before Ampere (T4) have one only if keys
-and values are written out for all heads first; transformers does not do that there (its issue 48633), so a model
-whose heads share them needs more than predicted.
+and values are written out for all heads first, which `real_llama.avoid_math_kernel` asks for there. That keeps
+2 c N (q - k) more for each layer (with checkpointing: for one) than predicted.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def plan(model: str | PreTrainedConfig, **settings) -> Plan:
     """
     if isinstance(model, PreTrainedConfig):
         return Plan(model, Settings(**settings))
-    config = SHAPES.get(model) or AutoConfig.from_pretrained(in_repository(model))
+    folder = in_repository(model)
+    config = SHAPES.get(model) or AutoConfig.from_pretrained(folder if folder.is_dir() else model)
     return Plan(config, Settings(**settings), str(model))
 
 

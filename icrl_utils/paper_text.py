@@ -26,6 +26,7 @@ from functools import cache
 
 import numpy as np
 
+from icrl_utils.compact_text import COMPACT_TILES
 from icrl_utils.episodes import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Decisions, Episode, pack_decisions
 from icrl_utils.lake import ACTIONS
 
@@ -81,7 +82,7 @@ class PaperText:
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
         self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
-        self.vocab_size = self.action_ids = None
+        self.vocab_size = self.action_ids = self.min_step_tokens = None
         if tokenizer is not None:
             self.vocab_size = len(tokenizer)
             self._read_tokens()
@@ -202,6 +203,14 @@ class PaperText:
             has_target=terminated | (has_next & ~edited),
         )
 
+    def tiles(self, ids: np.ndarray, position: np.ndarray) -> np.ndarray:
+        # The window before the end of the observation and the action's header: a tile that has fewer tokens than the
+        # longest is preceded in it by the end of the observation's header, which is no digit.
+        column = position[..., None] - self._after_tile + np.arange(-self._tile_words.shape[1] + 1, 1)
+        window = np.where(column >= 0, ids[np.arange(len(ids))[:, None, None], column.clip(0)], -1)
+        same = (window[..., None, :] == self._tile_words).all(-1)
+        return np.where(same.any(-1), same.argmax(-1), -1)
+
     def _encode_step(self, action: int, tile: int, outcome: int) -> np.ndarray:
         # Tokenized behind a header, where it will stand: a tokenizer may treat the beginning of a text differently.
         if action == RESET:
@@ -236,6 +245,12 @@ class PaperText:
         self.action_ids = np.concatenate(words)
         lengths = [len(self._step_ids(a, tile, RUNNING)) for a in range(len(ACTIONS)) for tile in range(10)]
         self._shortest_step = min(lengths)
+        others = (RESET, 0, RUNNING), (0, 0, HOLE)  # after a goal or the step limit there is more
+        self.min_step_tokens = min(self._shortest_step, *(len(self._step_ids(*step)) for step in others))
+        steps = [self._step_ids(0, tile, RUNNING) for tile in range(COMPACT_TILES)]
+        self._after_tile = int((steps[1][::-1] != steps[2][::-1]).argmax())  # tokens that follow the tile's last one
+        end, width = -self._after_tile or None, max(map(len, steps)) - len(steps[0]) + 1
+        self._tile_words = np.stack([step[:end][-width:] for step in steps])
 
     def _check_tokens(self) -> None:
         """The tokens of the steps must be the tokens of the whole text, and the decisions must be found in them."""

@@ -19,12 +19,22 @@ from huggingface_hub.errors import GatedRepoError
 from peft import PeftModel
 from peft.tuners.ia3 import IA3Layer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations import sdpa_attention
 
 from icrl_utils.hardware import resolve_precision
 from icrl_utils.history import HistoryFormat
-from icrl_utils.models import ADAPTERS, add_adapters, file_sha256, in_repository, never_repack
+from icrl_utils.models import ADAPTERS, CONTEXT, add_adapters, file_sha256, in_repository, never_repack
 from icrl_utils.profiles import PROFILES
+from icrl_utils.tokenizers import make_paper_tokenizer
 
 QUANTIZATIONS = (None, "nf4")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,6 +108,7 @@ def plan_load(
     )
 
     def load() -> PreTrainedModel:
+        avoid_math_kernel(device, dtype)
         model = AutoModelForCausalLM.from_pretrained(
             _source(name_or_path),
             dtype=dtype,
@@ -108,6 +119,16 @@ def plan_load(
         return never_repack(model).eval()
 
     return load
+
+
+def avoid_math_kernel(device: torch.device, dtype: torch.dtype) -> None:
+    """Write keys and values out for all query heads where no fast attention kernel lets heads share them.
+
+    Only flash attention does: on cards from Ampere on, in half precision. Elsewhere the library still asks for shared
+    heads, and torch falls back to the kernel that keeps all N x N scores, without a word.
+    """
+    if device.type == "cuda" and (dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0)):
+        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -183,6 +204,28 @@ def load_history(name_or_path: str | Path, history: str) -> HistoryFormat:
             f"{other}."
         )
     return text
+
+
+def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
+    """A checkpoint to try everything with: random, small, and saved as Llama 3 is, with bfloat16 weights, heads that
+    share keys and values, scaled RoPE, and a byte-level tokenizer with Llama 3's special tokens. Returns ``folder``."""
+    tokenizer = make_paper_tokenizer()
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, rope_parameters=rope,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name or "embed" in name:
+                parameter.mul_(6)  # what comes out depends on the whole history
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
 
 
 def checkpoint_id(name_or_path: str | Path) -> str:

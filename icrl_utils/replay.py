@@ -182,14 +182,16 @@ class ReplayBuffer:
     ) -> np.ndarray:
         """``n`` slices cut anywhere out of all sets laid end to end -> int64 [n, tokens].
 
-        They begin at any observation and cross map changes, which the text does not mark (the paper's way).
+        They begin anywhere (in ``compact`` at any observation) and cross map changes, which the text does not mark
+        (the paper's way).
         """
         text = np.concatenate(self._streams(np.arange(len(self)), rng, order, quality, relabel))
         if len(text) < tokens:
             raise ValueError(
                 f"tokens={tokens} is longer than the whole buffer ({len(text)} tokens); collect more sets."
             )
-        start = 2 * rng.integers((len(text) - tokens) // 2 + 1, size=n)  # even positions hold observations
+        grid = 2 if self.history.name == "compact" else 1  # there even positions hold observations
+        start = grid * rng.integers((len(text) - tokens) // grid + 1, size=n)
         return text[start[:, None] + np.arange(tokens)]
 
     def _streams(
@@ -197,6 +199,8 @@ class ReplayBuffer:
     ) -> list[np.ndarray]:
         """The whole text of each of ``sets``, int64 [its tokens]."""
         check_order(order, quality)
+        if relabel and self.history.name != "compact":
+            raise ValueError(f"relabel={relabel!r}: only compact histories have one token for each tile; pass 0.")
         relabelled = rng.random(len(sets)) < relabel if relabel else np.zeros(len(sets), bool)
         streams = []
         for index, is_relabelled in zip(sets, relabelled, strict=True):
@@ -235,6 +239,7 @@ class SliceSource:
         maps: a law, from which every set gets a fresh map, or a fixed pool of maps, which are drawn with replacement.
         behaviour: who plays. order, quality, relabel: see `ReplayBuffer.slices`.
         crossing: slices may cross map changes, see `ReplayBuffer.crossing_slices`.
+        history: how the slices are written; by default ``compact``.
 
     Raises ValueError at once when a map of the pool is held out for evaluation, or order and quality do not fit.
     """
@@ -247,17 +252,19 @@ class SliceSource:
         quality: str = "mid",
         relabel: float = 0.0,
         crossing: bool = False,
+        history: HistoryFormat | None = None,
     ):
         check_order(order, quality)
         if not isinstance(maps, MapDistribution):
             reject_held_out(maps)
         self.maps, self.behaviour, self.crossing = maps, behaviour, crossing
         self.cut = {"order": order, "quality": quality, "relabel": relabel}
-        self.history = HistoryFormat("compact")
+        self.history = history or HistoryFormat("compact")
 
     def slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [n, tokens], from ``n`` sets."""
-        play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=tokens)
+        steps = -(-tokens // self.history.min_step_tokens)
+        play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=2 * steps)
         buffer = ReplayBuffer(play, self.history)
         if self.crossing:
             return buffer.crossing_slices(n, tokens, rng, **self.cut)
@@ -278,6 +285,7 @@ class Batch(NamedTuple):
     reward: torch.Tensor  # float32 [B, D]
     terminated: torch.Tensor  # bool [B, D]
     has_target: torch.Tensor  # bool [B, D]
+    tile: torch.Tensor  # int64 [B, D], where the agent stands; -1 where the slice does not tell
 
     def to(self, device) -> Batch:
         return Batch(*(x.to(device, non_blocking=True) for x in self))
@@ -285,4 +293,5 @@ class Batch(NamedTuple):
 
 def make_batch(ids: np.ndarray, history: HistoryFormat) -> Batch:
     d = history.decisions(ids)
-    return Batch(*map(torch.from_numpy, (ids, d.position, d.action, d.reward, d.terminated, d.has_target)))
+    columns = ids, d.position, d.action, d.reward, d.terminated, d.has_target, history.tiles(ids, d.position)
+    return Batch(*map(torch.from_numpy, columns))

@@ -41,9 +41,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymna
 
 
 def learning_rate_factor(step: int, config: RunConfig) -> float:
-    """Factor of the learning rate after ``step`` steps: linear warm-up, then a cosine to zero at the last step."""
+    """Factor of the learning rate after ``step`` steps: linear warm-up, then 1 or a cosine to zero at the last step."""
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -146,9 +148,9 @@ class Run:
         """Whether this session has had its ``config.minutes``."""
         return self._session_seconds() > 60 * self.config.minutes
 
-    def update(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """One optimizer step on ``loss``; returns the norm of the gradient before clipping."""
-        self.accelerator.backward(loss)
+    def update(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """One optimizer step on the gradients that ``accelerator.backward`` has summed up since the last one; returns
+        their norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,18 +21,22 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 from icrl_utils import dqn, lake
+from icrl_utils.agent import Agent, maps_at_once
 from icrl_utils.configs import PretrainConfig, RunConfig, TrainConfig
-from icrl_utils.hardware import compile_network, make_accelerator
+from icrl_utils.hardware import compile_network, free_memory, make_accelerator
 from icrl_utils.history import HistoryFormat
+from icrl_utils.memory import check_memory, plan
 from icrl_utils.models import (
+    CONTEXT,
     ONLINE,
     TARGET,
     adapter_parameters,
     add_adapters,
     base_folder,
-    file_sha256,
+    checkpoint_activations,
     load_base,
     new_tiny_llama,
     parameter_count,
@@ -39,7 +44,9 @@ from icrl_utils.models import (
     target_network,
 )
 from icrl_utils.qvalues import QNetwork, QReadout
+from icrl_utils.real_llama import DTYPES, checkpoint_id, keep_dtype, load_history, load_llama
 from icrl_utils.replay import RANDOM_PLAY, Batch, ReplayBuffer, SliceSource, collect, make_batch
+from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, check_folder, is_finished
 from icrl_utils.tokenizers import make_compact_tokenizer
 from icrl_utils.world_model import (
@@ -65,10 +72,10 @@ class Chunks(Dataset):
         return math.ceil(self.config.steps / self.config.steps_per_chunk)
 
     def __getitem__(self, chunk: int) -> Tensor:
-        """int16 [steps_per_chunk, slices, slice_tokens]"""
+        """int32 [steps_per_chunk, slices, slice_tokens]"""
         c = self.config
         ids = self.source.slices(c.steps_per_chunk * c.slices, c.slice_tokens, np.random.default_rng([c.seed, chunk]))
-        return torch.from_numpy(ids.reshape(c.steps_per_chunk, c.slices, c.slice_tokens).astype(np.int16))
+        return torch.from_numpy(ids.reshape(c.steps_per_chunk, c.slices, c.slice_tokens).astype(np.int32))
 
 
 def batches(data: Chunks, first_step: int, accelerator: Accelerator) -> Iterator[Batch]:
@@ -83,10 +90,27 @@ def batches(data: Chunks, first_step: int, accelerator: Accelerator) -> Iterator
 
 
 def training_source(config: TrainConfig) -> SliceSource:
+    """What makes the slices. Of the base it reads config.json and the tokenizer, and raises
+    `real_llama.load_history`'s errors about them before anything large is downloaded or allocated."""
     maps = lake.TRAINING_MAPS
     if config.map_pool:
         maps = lake.training_maps(maps, config.map_pool, np.random.default_rng([config.seed, 2**31]))
-    return SliceSource(maps, config.behaviour, config.order, config.quality, config.relabel, config.crossing)
+    if config.history == "compact":
+        base_folder(config.base)  # the tiny Llama is never looked for on the Hub
+    history = load_history(config.base, config.history)
+    return SliceSource(maps, config.behaviour, config.order, config.quality, config.relabel, config.crossing, history)
+
+
+def micro_batches(batch: Batch, net: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Iterator[Batch]:
+    """``batch`` in parts of ``config.slices_at_once`` slices; the gradients of their losses add up to its gradient.
+
+    Data parallelism adds up the gradients of all processes in the backward pass of the last part only.
+    """
+    size = config.slices_at_once
+    for first in range(0, len(batch.ids), size):
+        is_last = first + size >= len(batch.ids)
+        with nullcontext() if is_last else accelerator.no_sync(net):
+            yield Batch(*(column[first : first + size] for column in batch))
 
 
 # ---------------------------------------------------------------------------------------------------- optimizers
@@ -143,7 +167,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
         count = accelerator.reduce((outcome != NOT_TRIED).sum(), "sum").clamp(min=1) / accelerator.num_processes
         loss = world_model_loss(following, batch.ids, action_ids)
         loss_of_moves = F.cross_entropy(moves.flatten(0, 2), outcome.flatten(), reduction="sum") / count
-        norm = run.update(loss + loss_of_moves, world.parameters())
+        accelerator.backward(loss + loss_of_moves)
+        norm = run.update(world.parameters())
         if run.due(config.log_every):
             row = {"loss": loss.detach(), "loss_of_moves": loss_of_moves.detach()}
             row = {name: accelerator.reduce(value, "mean").item() for name, value in row.items()}
@@ -188,11 +213,17 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     data = Chunks(config, training_source(config))
     history, readout = data.source.history, config.readout
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
-    base = load_base(config.base)
+    base = load_frozen(config, accelerator)
     parameters = parameter_count(base)
     model = add_adapters(base, config.adapter, config.rank, config.seed)
-    net = QNetwork(model, history.action_ids, readout, fold=accelerator.mixed_precision == "no")
+    net = QNetwork(model, history.action_ids, readout, fold=config.may_fold and accelerator.mixed_precision == "no")
     optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
+    keep_dtype(model)
+    if config.centred:
+        first = make_batch(data[0][0, :1].long().numpy(), history).to(accelerator.device)
+        readout = net.readout = centred(net.to(accelerator.device), first)
+    if config.checkpointing:
+        checkpoint_activations(model)
     if config.compile:
         compile_network(net, accelerator.device, accelerator.print)
     net = accelerator.prepare(net)
@@ -201,36 +232,72 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     run = Run(config, accelerator, tensors, optimizers, parameters, resume, progress)
 
     for batch in run.batches(batches(data, run.step, accelerator)):
-        z, y, logits = q_and_targets(
-            net, model, batch, readout, config.gamma, bool(config.world_model), config.consistent
-        )
         # Of all processes: data parallelism averages their gradients.
         count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
-        loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / count
-        total = loss
-        if config.world_model:
-            total = loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)
-        norm = run.update(total, online.values())
+        sums = torch.zeros(3, device=accelerator.device)
+        for part in micro_batches(batch, net, config, accelerator):
+            z, y, logits = q_and_targets(
+                net, model, part, readout, config.gamma, bool(config.world_model), config.consistent
+            )
+            loss = dqn.td_loss(z, part.action, y, part.has_target, config.loss) / count
+            total = loss
+            if config.world_model:
+                share = len(part.ids) / len(batch.ids)
+                total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
+            accelerator.backward(total)
+            error = squared_td_error(readout.q(z.detach()), part, y) / count
+            sums += torch.stack([loss.detach(), total.detach(), error])
+        norm = run.update(online.values())
         dqn.polyak_update(target.values(), online.values(), config.polyak)
         if run.due(config.log_every):
-            error = squared_td_error(readout.q(z.detach()), batch, y) / count
-            row = {"loss": loss.detach(), "total_loss": total.detach(), "td_error": error}
-            row = {name: accelerator.reduce(value, "mean").item() for name, value in row.items()}
-            run.log(row | {"grad_norm": norm.item()})
+            row = zip(("loss", "total_loss", "td_error"), accelerator.reduce(sums, "mean").tolist(), strict=True)
+            run.log(dict(row) | {"grad_norm": norm.item()})
         if run.due(config.eval_every) and run.main and run.step < config.steps:
             with run.off_the_clock():
-                run.log(evaluate_in_training(model, readout, config))
+                run.log(evaluate_in_training(model, history, readout, config))
 
     if run.main:
-        run.log(evaluate_in_training(model, readout, config, True))
+        run.log(evaluate_in_training(model, history, readout, config, True))
     return run.finish(
         lambda folder: write_adapter(model, config, folder),
         "adapter_model.safetensors",
         history=history.name,
         readout=asdict(readout),
         base=portable_path(config.base),
-        base_sha256=file_sha256(base_folder(config.base) / "model.safetensors"),
+        base_sha256=checkpoint_id(config.base),
+        quantization=None if config.quantization == "none" else config.quantization,
     )
+
+
+def load_frozen(config: TrainConfig, accelerator: Accelerator) -> PreTrainedModel:
+    """The base of ``config``: the tiny Llama in float32, a real one in the precision of the run or in 4 bits.
+
+    Raises ValueError, before weights are loaded, when the GPU has too little free memory for the plan.
+    """
+    if config.history == "compact":
+        return load_base(config.base)
+    dtype = DTYPES[accelerator.mixed_precision]
+    quantization = None if config.quantization == "none" else config.quantization
+    planned = plan(
+        config.base, slices=min(config.slices_at_once, math.ceil(config.slices / accelerator.num_processes)),
+        slice_tokens=config.slice_tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
+        quantization=quantization, dtype=dtype, checkpointing=config.checkpointing, history_tokens=CONTEXT,
+    )  # fmt: skip
+    maps = min(config.eval_maps, maps_at_once(planned.config, dtype))
+    check_memory(replace(planned, settings=replace(planned.settings, maps=maps)), free_memory(accelerator.device))
+    return load_llama(config.base, quantization, accelerator.device, dtype)
+
+
+@torch.no_grad()
+def centred(net: QNetwork, batch: Batch) -> QReadout:
+    """The read-out of ``net`` with an offset that counts from the mean action logit at the decisions of ``batch``.
+
+    Action words may have logits near 20 in one pretrained Llama and near 5 in another, where returns lie in [0, 1].
+    Rounded to tenths, so that a resumed run measures the same.
+    """
+    z, _ = net(batch.ids, batch.position)
+    level = z[batch.has_target].mean().item() + net.readout.offset
+    return replace(net.readout, offset=round(net.readout.offset + level, 1))
 
 
 def q_and_targets(
@@ -261,10 +328,9 @@ def q_and_targets(
 
 
 def moves_that_led_nowhere(batch: Batch) -> Tensor:
-    """int64 [B, D]: the action where the agent then stood on the same tile as before, -1 elsewhere. Compact slices:
-    there the token at a decision is the tile itself."""
-    tile = batch.ids.gather(1, batch.position)
-    stayed = F.pad(tile[:, 1:] == tile[:, :-1], (0, 1)) & batch.has_target & ~batch.terminated
+    """int64 [B, D]: the action where the agent then stood on the same tile as before, -1 elsewhere."""
+    stayed = F.pad(batch.tile[:, 1:] == batch.tile[:, :-1], (0, 1)) & (batch.tile >= 0)
+    stayed &= batch.has_target & ~batch.terminated
     return torch.where(stayed, batch.action, -1)
 
 
@@ -275,17 +341,16 @@ def squared_td_error(q: Tensor, batch: Batch, y: Tensor) -> Tensor:
 
 
 def evaluate_in_training(
-    model: PeftModel, readout: QReadout, config: TrainConfig, greedy: bool = False
+    model: PeftModel, history: HistoryFormat, readout: QReadout, config: TrainConfig, greedy: bool = False
 ) -> dict[str, float]:
     """Success on development maps: first and last ten of the paper's thirty episodes, and two phases of a greedy run.
 
     Loops cost the most, so episodes are cut off after ``eval_step_limit`` steps: what is reported is a lower bound.
     """
-    from icrl_utils.rollout import Agent, rollout
-
     maps = lake.development_maps("in_distribution", config.eval_maps)
-    folded = copy.deepcopy(model).merge_and_unload()  # the function that load_agent will load, and faster
-    agent = Agent(folded, HistoryFormat("compact"), readout)
+    if history.name == "compact":
+        model = copy.deepcopy(model).merge_and_unload()  # the function that load_agent will load, and faster
+    agent = Agent(model, history, readout)
     paper = rollout(agent, maps, "paper", seed=1, step_limit=config.eval_step_limit).success
     row = {"success_first": paper[:, :10].mean().item(), "success_last": paper[:, -10:].mean().item()}
     if greedy:

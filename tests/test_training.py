@@ -516,7 +516,8 @@ def test_fp16_scaling_leaves_the_update_of_two_optimizers_as_it_is(tmp_path):
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
         config = PretrainConfig(**SMALL | {"out": str(tmp_path / str(enabled)), "warmup": 0, "clip": 0.3})
         run = Run(config, accelerator, {}, optimizers, 1, progress=False)
-        norm = run.update((model(torch.arange(4.0)) ** 3).sum(), model.parameters())
+        accelerator.backward((model(torch.arange(4.0)) ** 3).sum())
+        norm = run.update(model.parameters())
         results.append((norm, *model.parameters()))
         assert all(p.grad is None for p in model.parameters())
     torch.testing.assert_close(*results)
@@ -542,8 +543,10 @@ def test_every_step_has_its_learning_rate_also_after_a_resumption(base, tmp_path
 def test_gradients_are_clipped_to_their_norm(tmp_path):
     weight = nn.Parameter(torch.zeros(2))
     config = PretrainConfig(**SMALL | {"out": str(tmp_path), "clip": 1.0})
-    run = Run(config, make_accelerator(device="cpu"), {}, [torch.optim.SGD([weight], lr=1.0)], 1, progress=False)
-    norm = run.update((weight * torch.tensor([30.0, 40.0])).sum(), [weight])
+    accelerator = make_accelerator(device="cpu")
+    run = Run(config, accelerator, {}, [torch.optim.SGD([weight], lr=1.0)], 1, progress=False)
+    accelerator.backward((weight * torch.tensor([30.0, 40.0])).sum())
+    norm = run.update([weight])
     assert norm.item() == pytest.approx(50)
     torch.testing.assert_close(weight.detach(), -torch.tensor([0.6, 0.8]))
 
@@ -555,6 +558,14 @@ def test_automatic_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert resolve_precision("auto", cpu=False) == "bf16"
     assert resolve_precision("no", cpu=False) == "no" and resolve_precision("bf16", cpu=True) == "bf16"
+
+
+def test_bf16_on_a_card_that_only_emulates_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* choose 'auto', which is fp16"):
+        resolve_precision("bf16", cpu=False)
+    assert resolve_precision("fp16", cpu=False) == "fp16"
 
 
 def test_two_runs_of_one_python_may_differ_in_precision():
@@ -593,7 +604,7 @@ def test_evaluation_plays_the_online_adapter_and_leaves_the_model_alone(base):
             parameter.add_(0.3)
     before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
     config = train_config(base, "unused", eval_maps=3, eval_step_limit=8)
-    row = evaluate_in_training(model, QReadout(), config, greedy=True)
+    row = evaluate_in_training(model, HISTORY, QReadout(), config, greedy=True)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
     assert model.active_adapter == ONLINE
@@ -632,7 +643,8 @@ def test_two_processes_make_the_update_of_one_with_all_slices(base, tmp_path):
         "-W ignore -m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
     )
     launch += " --dynamo_backend=no --main_process_port=0 -m icrl_utils train"
-    argv = [*launch.split(), *argv, f"--out={tmp_path / 'two'}"]
+    parts = "--micro-tokens=32"  # each process takes its two slices one by one, and gradients are shared at the second
+    argv = [*launch.split(), *argv, parts, f"--out={tmp_path / 'two'}"]
     child = in_child(*argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed, _ = child.communicate(timeout=300)
     assert child.returncode == 0, printed

@@ -14,7 +14,7 @@
 # | **Reading** | 35 minutes |
 # | **Run time** | smoke 40 s · cpu 12 min on two cores, 9 of them training (bounded by the clock) |
 # | **Peak memory** | 2 GB |
-# | **Downloads** | none |
+# | **Downloads** | none; t4 0.7 GB, full 16 GB |
 
 # %%
 import csv
@@ -28,12 +28,13 @@ from icrl_utils import HistoryFormat, development_maps, dqn, get_profile, load_a
 from icrl_utils import training_checks as checks
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.history import GOAL, HOLE, LIMIT
-from icrl_utils.profiles import ASSETS, BUILD
+from icrl_utils.profiles import ASSETS, BUILD, PROFILES
 from icrl_utils.rollout import Agent
 from icrl_utils.statistics import interval
 
 # %%
-profile = get_profile()
+real = get_profile()  # of the second half; the first is about the tiny Llama on every machine
+profile = real if real.history == "compact" else PROFILES["cpu"]
 small = profile.name == "smoke"
 history = HistoryFormat("compact")
 
@@ -253,6 +254,7 @@ plots.plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the e
 # %%
 from icrl_utils.models import ONLINE, TARGET, adapter_parameters, target_network
 from icrl_utils.runs import Run
+from icrl_utils.training import load_frozen
 
 pieces = BUILD / "notebook-04" / "pieces"
 shutil.rmtree(BUILD / "notebook-04", ignore_errors=True)
@@ -274,10 +276,10 @@ action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
 # multiplying every token by $B$ and $A$: the same function, faster in a small model.
 
 # %% tags=["from:training.train"]
-base = load_base(config.base)
+base = load_frozen(config, accelerator)
 parameters = parameter_count(base)
 model = add_adapters(base, config.adapter, config.rank, config.seed)
-net = QNetwork(model, history.action_ids, readout, fold=accelerator.mixed_precision == "no")
+net = QNetwork(model, history.action_ids, readout, fold=config.may_fold and accelerator.mixed_precision == "no")
 optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
 
 # %% tags=["from:training.train"]
@@ -306,6 +308,7 @@ print(f"{tuple(batch.ids.shape)} tokens, {int(batch.has_target.sum()):,} decisio
 
 # %%
 gamma, observations, consistent = config.gamma, bool(config.world_model), config.consistent
+part = batch  # all of it at once; a real Llama takes a batch in parts (section 11)
 
 # %% tags=["from:training.q_and_targets"]
 with target_network(model):
@@ -338,16 +341,20 @@ y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 
 # %% tags=["from:training.train"]
 count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
-loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / count
+
+# %% tags=["from:training.train"]
+loss = dqn.td_loss(z, part.action, y, part.has_target, config.loss) / count
 total = loss
 if config.world_model:
-    total = loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)
+    share = len(part.ids) / len(batch.ids)
+    total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
+accelerator.backward(total)
 
 # %% [markdown]
 # **Update**, and the target adapter follows by 10 %:
 
 # %% tags=["from:training.train"]
-norm = run.update(total, online.values())
+norm = run.update(online.values())
 dqn.polyak_update(target.values(), online.values(), config.polyak)
 
 # %%
@@ -519,42 +526,190 @@ plots.plot_calibration(rows, title="Q of moves, sorted by what the history has s
 # the network must guess, and what it guesses decides whether it explores.
 
 # %% [markdown]
-# ## 9 · What comes for a real Llama
+# ## 9 · The same loop on a real Llama
 #
-# The same code is meant for real checkpoints; two profiles describe how. They exist as settings and are **not** run in
-# this course yet: no figure here comes from them.
+# Nothing in section 4 knows how large the model is. A Llama with a thousand times the weights goes through the same
+# `train`; what changes is what it takes to *fit*: the history is text in the `paper` format, since its tokenizer has no
+# words for tiles; the base is kept in 4 bits; and memory decides everything else.
+#
+# **What you see below.** Without a GPU (profiles `smoke` and `cpu`) the calls are made on a random Llama of a hundred
+# thousand weights, saved as Llama 3 is: that proves the code, and no success rate there means anything. In the profiles
+# `t4` and `full` the very same cells load a real one.
+#
+# **What we have not run:** these cells on Colab or on a T4, and DQN training of 8 billion weights. No figure in this
+# half comes from either.
 
 # %%
-from icrl_utils.profiles import PROFILES
+from icrl_utils.real_llama import load_llama, load_model, save_small_llama
 
-for name in ("cpu", "t4", "full"):
-    p = PROFILES[name]
-    print(f"{name:5s} {p.base:40s} text: {p.history:8s} base in {p.quantization or 'float32':8s} "
-          f"{p.slices} x {p.slice_tokens:,} tokens a step")  # fmt: skip
+is_real = real.history == "paper"
+checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
+device = None if is_real else "cpu"  # None: the GPU
 
 # %% [markdown]
-# What changes with size is mostly memory. By arithmetic, for Llama 3.1 8B (8.03 billion weights) and one step of 10
-# slices of 4,096 tokens:
+# The default of `t4`, SmolLM2-360M, has Llama's architecture, is not gated, and knows nothing of Llama 3's header
+# tokens: it gets the same messages as lines of plain text. To take **Meta's Llama** instead, accept its licence on the
+# model's page, run `hf auth login` in a terminal, and put its name into the cell above, for example
+# `checkpoint = "meta-llama/Llama-3.2-1B-Instruct"`. Gated weights, a checkpoint that is no Llama, a tokenizer that
+# splits an action word: all are refused by a message before anything is downloaded (`tests/test_real_llama.py`).
+
+# %% [markdown]
+# ## 10 · A base in four bits
+#
+# NF4 (Dettmers et al. 2023) replaces each weight of the projections by the nearest of 16 levels, which lie at the
+# quantiles of a normal distribution because weights look like one. 64 weights share a scale, and the scales are
+# quantized too: 0.52 bytes a weight instead of 2. At every product a matrix is written out in the compute dtype and
+# thrown away again. That is affordable because nobody updates it: what learns are the two adapters, in float32.
 
 # %%
-G, weights, tokens, decisions = 1e9, 8.03e9, 10 * 4096, 400 * 10
-lora = 32 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-plan = {
-    "base in bfloat16": 2 * weights / G,
-    "base in 4 bit (NF4, with its scales)": 0.52 * weights / G,
-    "both LoRA adapters r = 32, float32": 2 * 4 * lora / G,
-    "gradient and Adam averages of one": 3 * 4 * lora / G,
-    "logits of the whole vocabulary, float32": 4 * tokens * 128_256 / G,
-    "logits of four rows at the decisions": 4 * decisions * 4 / G,
-}
-for name, gigabytes in plan.items():
-    print(f"{name:42s}{gigabytes:10.4f} GB")
+model, text = load_model(checkpoint, quantization="nf4", rank=8, device=device)
+sizes_of = {}
+for name, parameter in model.named_parameters():
+    part_of = "target" if TARGET in name else "online" if "lora" in name else "base"
+    key = part_of, str(parameter.dtype).removeprefix("torch.")
+    sizes_of[key] = sizes_of.get(key, 0) + parameter.nbytes
+for (part_of, dtype), size in sizes_of.items():
+    print(f"{part_of:8s}{dtype:10s}{size / 1e6:10.3f} MB")
 
 # %% [markdown]
-# The largest avoidable item is the second last: a forward pass that forms logits for the whole vocabulary at every
-# token, as ordinary language-model code does, against a read-out of four rows where a decision is (notebook 02). What
-# is missing in the table are the activations that the backward pass needs, which depend on checkpointing; a planner for
-# them, and measurements on a GPU, are future work.
+# uint8 are the projections, two weights to a byte; embedding, norms and head keep the compute dtype. That is bfloat16
+# from Ampere on. A **T4 has none** and only emulates it (which `torch.cuda.is_bf16_supported()` calls supported), so it
+# computes in float16, whose range is a problem: gradients are small, and below $6 \cdot 10^{-8}$ there is only zero.
+# Hence *loss scaling*: multiply the loss, and with it every gradient, by a large number, and divide it out again in
+# float32, before the update. `train` does this where the GPU has no bfloat16 (`hardware.resolve_precision`).
+
+# %%
+gradient, factor = torch.tensor(2e-8), 2.0**16
+print("float16:", gradient.half().item(), " scaled:", ((gradient * factor).half().float() / factor).item())
+
+# %% [markdown]
+# How does a history look to this model, and where is Q read?
+
+# %%
+from icrl_utils.history import Episode
+
+past = text.render([Episode((8, 9, 13), (2, 1), "goal"), Episode((8,), ())])
+ids = text.tokenize(past)
+print(past, f"\n\n{len(ids)} tokens; decisions at", text.decisions(ids[None]).position[0, :2], "and at the end")
+player = Agent(model, text, QReadout(offset=0.0))
+print("z of left, down, right, up:", player.read(ids).round(1))
+
+# %% [markdown]
+# The level of these logits depends on the checkpoint: around +22 in the paper's Llama. Returns lie in [0, 1], so our
+# recipe first measures the mean at the decisions of one slice and counts the read-out's offset from there (`centred`).
+
+# %% [markdown]
+# ## 11 · The memory plan
+#
+# Every term can be computed from shapes, before a download (`icrl_utils.memory`, one formula a property; test:
+# `test_prediction_is_within_a_tenth_of_the_measured_peak`, on the CPU). Five slices of 4,096 tokens at once, as in the
+# paper, with LoRA on Llama 3.1 8B in bfloat16:
+
+# %%
+from icrl_utils.memory import GIB, plan
+
+llama = "meta-llama/Llama-3.1-8B-Instruct"
+print(plan(llama, slices=5, maps=8).table())
+
+# %% [markdown]
+# Most of it are activations, not weights. So the **out-of-memory ladder** begins there, with what costs least:
+#
+# 1. *Micro-batches*: forward and backward on a few slices at a time. The gradients add up, the update is the same
+#    (`test_micro_batches_and_checkpointing_make_the_update_of_the_whole_batch`).
+# 2. *Activation checkpointing*: keep the input of each layer only, and compute the layer again in the backward pass. It
+#    costs one more forward pass. With two adapters on one base there is a trap: the second computation uses the adapter
+#    that is active *then* (`test_backward_with_the_target_active_is_refused`).
+# 3. Then fewer maps at once, 4 bits, shorter slices (a shorter memory!), a smaller rank, a smaller model.
+
+# %%
+for measure, rung in plan(llama, slices=5, maps=8).ladder():
+    print(f"{rung.peak / GIB:8.1f} GiB with {measure}")
+
+# %% [markdown]
+# Each line keeps what the lines before it gave up. `train` makes the plan for your GPU by itself, *before* weights are
+# loaded, and where it does not fit, the message says which rung does. If the plan fits and memory runs out all the
+# same, something else sits on the GPU: restart the kernel, look at `nvidia-smi`. A T4 has 14.6 GiB:
+
+# %%
+from icrl_utils.memory import check_memory
+
+try:
+    check_memory(plan(llama, slices=5, maps=8, dtype=torch.float16), int(14.6 * GIB))
+except ValueError as error:
+    print(str(error).splitlines()[0], str(error).splitlines()[-1], sep="\n...\n")
+
+# %% [markdown]
+# ## 12 · Two recipes
+#
+# `--recipe paper` sets what the paper and its code say, one by one (`test_the_papers_recipe_setting_by_setting`);
+# `ours`, the default, carries over what has worked on the tiny Llama. Where they differ:
+
+# %%
+from icrl_utils.configs import UNLIKE_THE_PAPER, recipe_table, train_options
+
+print(f"{'setting':24s}{'paper':>12s}{'ours':>12s}")
+for row in recipe_table():
+    if row["paper"] != row["ours"]:
+        print(f"{row['setting']:24s}{row['paper']:>12s}{row['ours']:>12s}")
+print("\nWhere --recipe paper leaves the paper on purpose:", *UNLIKE_THE_PAPER, sep="\n- ")
+
+# %% [markdown]
+# Read `ours` as a proposal: **we have not trained it at 8 billion weights.** The auxiliary loss and the permuted tile
+# numbers of the tiny Llama are missing in both columns; they need histories where a tile is one token.
+
+# %% [markdown]
+# ## 13 · Train
+#
+# The options of a profile, and then `train`, as in section 5. The same on the command line:
+# `python -m icrl_utils train --profile t4 --out build/t4`, with `--resume` when Colab throws you out, and
+# `accelerate launch -m icrl_utils train ...` for several GPUs.
+
+# %%
+import gc
+from dataclasses import replace
+
+quick = {"device": "cpu", "steps_per_chunk": 2, "log_every": 1, "eval_maps": 1, "eval_step_limit": 2}
+little = replace(PROFILES["t4"], base=str(checkpoint), slices=2, slice_tokens=256, train_tokens=4 * 512)
+options = train_options(real) | {"base": checkpoint} if is_real else train_options(little) | quick
+config = TrainConfig(**options | {"minutes": real.train_minutes, "out": str(BUILD / "notebook-04" / "real")})
+print(f"{config.steps} steps of {config.slices} x {config.slice_tokens:,} tokens, in parts of {config.micro_tokens:,}")
+
+# %%
+del model, player  # beside the model in training a GPU may have no room for a second one
+gc.collect()
+folder = train(config, resume=True)  # goes on where a session before this one was stopped
+print(*(f"{row['step']:>5s} TD error {float(row['td_error']):.3f}" for row in read_log(folder)[-3:]), sep="\n")
+facts = json.loads((folder / "run.json").read_text())
+print("base in", facts["quantization"], "· precision", facts["precision"], "· read-out", facts["readout"])
+
+# %% [markdown]
+# The folder has the same files as every adapter of the course, and the same call makes an agent of it. The base stays
+# in 4 bits; the adapter is *not* merged into it, because the sum would be rounded to 16 levels again.
+
+# %%
+players = {"agent": load_agent(folder, device=device), "random": RandomPolicy()}
+some, most = (8, 100) if is_real else (2, 4)  # lakes, moves an episode
+for name, player in players.items():
+    played = rollout(player, development_maps("in_distribution", some), "paper", seed=1, step_limit=most)
+    print(f"{name:8s} success in the last ten episodes {played.success[:, -10:].mean():.2f}")
+
+# %% [markdown]
+# ## 14 · Share it, if you like
+#
+# The adapter is an ordinary peft adapter of a few megabytes, so peft's own methods upload and load it. Nothing in the
+# course needs the Hub. Send `run.json` along: it holds the read-out, without which logits are not Q-values.
+
+# %%
+from huggingface_hub import upload_file
+from peft import PeftModel
+
+name = ""  # "you/frozen-lake" uploads (after `hf auth login`); empty: nothing leaves this machine
+shared = PeftModel.from_pretrained(load_llama(checkpoint, "nf4", device), folder)
+if name:
+    shared.push_to_hub(name)
+    upload_file(path_or_fileobj=folder / "run.json", path_in_repo="run.json", repo_id=name)
+    shared = PeftModel.from_pretrained(load_llama(checkpoint, "nf4", device), name)
+print("z:", Agent(shared.eval(), text, QReadout(**facts["readout"])).read(ids).round(2))
 
 # %% [markdown]
 # ## Recap
@@ -564,6 +719,8 @@ for name, gigabytes in plan.items():
 # - The whole loop is: fresh lakes, play, slices, two forward passes, TD targets, cross-entropy, update, Polyak.
 # - A schedule that ends at zero needs a number of steps that fits the clock: measure first, then train.
 # - Evidence for in-context learning is the distance to the memory-less twin at equal weights, not a rising curve.
+# - A real Llama takes the same loop. Four bits, checkpointing and micro-batches make it fit, and shapes alone tell
+#   whether it will.
 #
 # **Next:** notebook 05 asks how good the shipped agent is, against honest baselines and with honest intervals.
 #

@@ -207,7 +207,7 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "order": "shuffled",
     "quality": "mid",
     "crossing": True,
-    "behaviour": Behaviour(expert_share=0.0, low=0.0, high=1.0),  # a learner, from random to its own greedy play
+    "behaviour": Behaviour(habit_share=0.0, low=0.0, high=1.0),  # a learner, from random to its own greedy play
 }
 RECIPES = {"ours": {}, "paper": PAPER_RECIPE}  # ours: the defaults of `TrainConfig`, which trained the shipped adapter
 UNLIKE_THE_PAPER = (

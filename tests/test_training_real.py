@@ -296,7 +296,7 @@ def test_the_papers_recipe_setting_by_setting():
     assert config.readout.link == "identity"
     torch.testing.assert_close(config.readout.q(config.readout.z(logit)) * 30, logit)
     assert config.map_pool == 250 and config.order == "shuffled" and config.quality == "mid" and config.crossing
-    assert config.behaviour.expert_share == 0  # a reinforcement learner on every map
+    assert config.behaviour.habit_share == config.behaviour.expert_share == 0  # a reinforcement learner on every map
     assert [learning_rate_factor(step, config) for step in (0, 9, 10, 955)] == [0.1, 1.0, 1.0, 1.0]
 
 
@@ -346,7 +346,7 @@ def test_the_papers_recipe_on_the_command_line(llama3_folder, tmp_path, capsys):
     assert f"Trained adapter: {out}" in capsys.readouterr().out
     config = facts(out)["config"]
     assert (config["adapter"], config["lr"], config["loss"], config["schedule"]) == ("ia3", 1e-2, "mse", "constant")
-    assert config["behaviour"] == {"expert_share": 0.0, "low": 0.0, "high": 1.0} and config["steps"] == 1
+    assert config["behaviour"] == {"habit_share": 0.0, "expert_share": 0.0, "low": 0.0, "high": 1.0} and config["steps"] == 1
     # The recorded command needs no recipe: it names every setting that is not a default.
     parse = build_parser("train").parse_args
     given = make_config(TrainConfig, vars(parse(["train", *options])), train_options(PROFILES["cpu"], "paper"))

@@ -346,7 +346,8 @@ def test_the_papers_recipe_on_the_command_line(llama3_folder, tmp_path, capsys):
     assert f"Trained adapter: {out}" in capsys.readouterr().out
     config = facts(out)["config"]
     assert (config["adapter"], config["lr"], config["loss"], config["schedule"]) == ("ia3", 1e-2, "mse", "constant")
-    assert config["behaviour"] == {"habit_share": 0.0, "expert_share": 0.0, "low": 0.0, "high": 1.0} and config["steps"] == 1
+    assert config["behaviour"] == {"habit_share": 0.0, "expert_share": 0.0, "low": 0.0, "high": 1.0}
+    assert config["steps"] == 1
     # The recorded command needs no recipe: it names every setting that is not a default.
     parse = build_parser("train").parse_args
     given = make_config(TrainConfig, vars(parse(["train", *options])), train_options(PROFILES["cpu"], "paper"))

@@ -20,8 +20,9 @@
 # ## The base model
 #
 # `assets/tiny-llama` is a true Llama, only small. It was pretrained by us to predict *the next observation* on
-# transcripts of **random** play on lakes of all sizes up to 8 x 8. Action words carried no loss. So it knows how lakes
-# answer to moves, and nothing about which moves are good. (Real Llamas come in notebook 04.)
+# transcripts of **random** play on lakes of all sizes up to 8 x 8 (and, with rows thrown away later, what each of the
+# four moves would lead to; notebook 04). Action words carried no loss. So it knows how lakes answer to moves, and
+# nothing about which moves are good. (Real Llamas come in notebook 04.)
 
 # %%
 import torch
@@ -167,7 +168,7 @@ for scale, offset in ((1.0, 0.0), (1.0, 1.0), (0.3, 2.0)):
 # %% [markdown]
 # Why start low (offset 1 makes the median about .27)? On most tiles of most lakes the optimal value is small, and an
 # action that was never tried should not look like a promise by accident. An optimistic start is a *choice*, one that
-# helps exploration; notebook 05 comes back to it.
+# helps exploration; notebook 05 shows it for tables.
 #
 # ## The rows must differ
 #
@@ -201,8 +202,8 @@ for name, rows in (("rows of the base", W), ("nearly parallel rows", parallel)):
 #
 # Give the model a memory of our lake, eight episodes of random play that found the goal and fell into every hole, and
 # ask for Q on every tile. (It is asked as if an episode began there. On most tiles none ever did, so this is a question
-# outside of its experience; the pattern is worth more than the digits.) Left the exact values $Q^*$, then the base,
-# then the agent that notebooks 03 and 04 make of it.
+# outside of its experience; the pattern is worth more than the digits.) Left the exact values $Q^*$ (discount $\gamma =
+# .6$, as in our training; notebook 04 says why), then the base, then the agent that notebooks 03 and 04 make of it.
 
 # %%
 from icrl_utils import load_agent
@@ -226,7 +227,8 @@ def q_map(player) -> np.ndarray:
 # %%
 from icrl_utils.plots import plot_q_lakes
 
-plot_q_lakes(lake, {"exact Q*": lake.optimal_values(), **{name: q_map(player) for name, player in players.items()}})
+exact = lake.optimal_values(gamma=0.6)
+plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player in players.items()}})
 
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward

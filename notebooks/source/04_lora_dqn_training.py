@@ -111,13 +111,14 @@ plots.plot_learning_curves(records, title="The base knows lakes, but not what to
 # %% [markdown]
 # ## 3 · The idea: small changes to frozen weights
 #
-# **LoRA** (Hu et al. 2021) leaves a weight matrix $W$ ($m \times n$) alone and adds a product of two thin ones,
+# **LoRA** (Hu et al. 2021) leaves a weight matrix $W$ ($m \times n$) alone and adds a product of two thin ones, times a
+# constant (here $\alpha / r = 2$; this $\alpha$ is not Polyak's),
 #
 # $$h = W x + \frac{\alpha}{r}\, B A\, x,\qquad A \in \mathbb{R}^{r\times n},\ B \in \mathbb{R}^{m\times r}.$$
 #
 # $B$ starts at zero, so training starts exactly at the base. **IA3** (Liu et al. 2022), which the paper uses, is
 # thinner still: it learns one factor for each output of the key and value projections and for each input of the down
-# projection, $h = \ell \odot (W x)$, starting at 1.
+# projection, $h = \ell \odot (W x)$ or $h = W (\ell \odot x)$, starting at 1.
 #
 # (Code: `icrl_utils.models.add_adapters`, which is peft; tests: `test_04_lora_and_ia3` computes both equations by hand,
 # `test_fresh_adapters_leave_the_base_as_it_is`.) What do they cost on our model?
@@ -201,8 +202,8 @@ for name, moved in moves.items():
 # IA3 turns the volume of features that exist; it cannot compare things that the base never compared. LoRA can write new
 # directions, as many as its rank. Neither reaches everything. The paper shows that IA3 suffices for a Llama of 8
 # billion weights, which has a great many features to turn up. Does it for ours? A race on one batch: how fast can each
-# adapter fit the same fixed TD targets? (A race on *one* batch tells how expressive an adapter is and nothing about
-# generalization.)
+# adapter fit the rewards at the ends of episodes, the only targets that need no network? (A race on *one* batch says
+# nothing about generalization. Optimizer and learning rate differ, too: each adapter gets what suits it.)
 
 
 # %%
@@ -257,7 +258,8 @@ from icrl_utils.runs import Run
 from icrl_utils.training import load_frozen
 
 pieces = BUILD / "notebook-04" / "pieces"
-shutil.rmtree(BUILD / "notebook-04", ignore_errors=True)
+for old in ("pieces", "trial", "live"):
+    shutil.rmtree(BUILD / "notebook-04" / old, ignore_errors=True)
 sizes = {"base": profile.base_path, "device": "cpu"} | dict(profile.training)  # the rest is as in the shipped run
 config = TrainConfig(**sizes | {"out": str(pieces)})
 
@@ -316,17 +318,16 @@ with target_network(model):
 z, logits = net(batch.ids, batch.position, observation_positions(batch.ids) if observations else None)
 
 # %% [markdown]
-# **Targets**, as you wrote them in notebook 03, with one refinement. On ice a move against a wall is worth $\gamma$
-# times the tile itself, .9 where the best move is worth 1: a gap that a noisy network overlooks, and then it bumps into
-# the wall until the step limit. Where a move led nowhere (`repeated`), the *consistent* backup (Bellemare et al. 2016)
-# continues with the same move instead of the best one. The best action stays the best, but walls become worth 0.
+# **Targets**, as in notebook 03, with its consistent backup. On ice a move against a wall is worth $\gamma$ times the
+# tile itself: a gap that a noisy network overlooks, and then it bumps into the wall until the step limit. Where a move
+# led nowhere (`repeated`), the target continues with the same move instead of the best one, and walls become worth 0.
 #
 # The same noise makes an agent walk in circles: known tiles to and fro, while untried moves are within reach. In the
 # values, a circle is a delay: it is worth $\gamma^k$ times the best untried move. With the paper's $\gamma = .9$ a
 # delay by one move costs a tenth, and a network that errs by a tenth does not see it. A smaller discount makes delay
-# dear. That one number was worth more than anything else that we tried (200 development lakes, last ten episodes, 7.7
-# million tokens: .68 with .9, .80 with .8; the lab book has the rest). It has a price: a small $\gamma$ also makes
-# known goals far away look poor beside something new.
+# dear. That one number was worth more than anything else that we tried with this base (200 development lakes, last ten
+# episodes, 7.7 million tokens: .68 with .9, .80 with .8; the lab book has the rest). We use $\gamma = .6$. It has a
+# price: a small $\gamma$ also makes known goals far away look poor beside something new.
 
 # %% tags=["from:training.q_and_targets"]
 q, q_target = readout.q(z.detach()), readout.q(z_target)
@@ -337,7 +338,8 @@ y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 # **Loss.** Returns lie in [0, 1], so $Q = \sigma(z)$ is treated like a probability and the loss is the cross-entropy
 # $-y\log Q - (1-y)\log(1-Q)$, whose gradient with respect to $z$ is $Q - y$: as strong for a value of .02 that should
 # be 0 as for one of .98 that should be 1. (Tests: `test_bce_gradient_is_q_minus_y`, `test_04_loss`.) A tenth of the
-# pretraining loss is added, so that the world model is not forgotten: it carries no information about actions.
+# loss of the first pretraining question (what is observed next?) is added, so that the world model is not forgotten: it
+# carries no information about actions.
 
 # %% tags=["from:training.train"]
 count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
@@ -504,8 +506,9 @@ for title, name in titles.items():
 #
 # Ask all three networks, base, live and shipped, for the values of moves whose outcome the history has *already shown*,
 # and compare with the exact value on the graph of everything seen so far: a way to the goal of $d$ moves is worth
-# $\gamma^{d-1}$, a seen hole 0, a wall 0 (consistent backup). (Code: `icrl_utils.calibration`; test:
-# `test_kinds_of_moves_and_their_exact_values`.)
+# $\gamma^{d-1}$, a seen hole 0, a wall 0 (consistent backup). This is what the *known* moves guarantee: where an
+# untried move beside the way promises more, the right value is higher, which happens on long ways. (Code:
+# `icrl_utils.calibration`; test: `test_kinds_of_moves_and_their_exact_values`.)
 
 # %%
 from icrl_utils.calibration import KINDS, known_graph_values
@@ -532,9 +535,9 @@ plots.plot_calibration(rows, title="Q of moves, sorted by what the history has s
 # `train`; what changes is what it takes to *fit*: the history is text in the `paper` format, since its tokenizer has no
 # words for tiles; the base is kept in 4 bits; and memory decides everything else.
 #
-# **What you see below.** Without a GPU (profiles `smoke` and `cpu`) the calls are made on a random Llama of a hundred
-# thousand weights, saved as Llama 3 is: that proves the code, and no success rate there means anything. In the profiles
-# `t4` and `full` the very same cells load a real one.
+# **What you see below.** Without a GPU (profiles `smoke` and `cpu`) the calls are made on a random Llama of a quarter
+# of a million weights, saved as Llama 3 is: that proves the code, and no success rate there means anything. In the
+# profiles `t4` and `full` the very same cells load a real one.
 #
 # **What we have not run:** these cells on Colab or on a T4, and DQN training of 8 billion weights. No figure in this
 # half comes from either.
@@ -549,9 +552,9 @@ device = None if is_real else "cpu"  # None: the GPU
 # %% [markdown]
 # The default of `t4`, SmolLM2-360M, has Llama's architecture, is not gated, and knows nothing of Llama 3's header
 # tokens: it gets the same messages as lines of plain text. To take **Meta's Llama** instead, accept its licence on the
-# model's page, run `hf auth login` in a terminal, and put its name into the cell above, for example
-# `checkpoint = "meta-llama/Llama-3.2-1B-Instruct"`. Gated weights, a checkpoint that is no Llama, a tokenizer that
-# splits an action word: all are refused by a message before anything is downloaded (`tests/test_real_llama.py`).
+# model's page, run `hf auth login` in a terminal, and put its name into the cell above, for example `checkpoint =
+# "meta-llama/Llama-3.2-1B-Instruct"`. Gated weights, a checkpoint that is no Llama, a tokenizer that splits an action
+# word: all are refused by a message before any weights are downloaded (`tests/test_real_llama.py`).
 
 # %% [markdown]
 # ## 10 · A base in four bits
@@ -574,7 +577,7 @@ for (part_of, dtype), size in sizes_of.items():
 # %% [markdown]
 # uint8 are the projections, two weights to a byte; embedding, norms and head keep the compute dtype. That is bfloat16
 # from Ampere on. A **T4 has none** and only emulates it (which `torch.cuda.is_bf16_supported()` calls supported), so it
-# computes in float16, whose range is a problem: gradients are small, and below $6 \cdot 10^{-8}$ there is only zero.
+# computes in float16, whose range is a problem: gradients are small, and below $3 \cdot 10^{-8}$ there is only zero.
 # Hence *loss scaling*: multiply the loss, and with it every gradient, by a large number, and divide it out again in
 # float32, before the update. `train` does this where the GPU has no bfloat16 (`hardware.resolve_precision`).
 
@@ -588,15 +591,16 @@ print("float16:", gradient.half().item(), " scaled:", ((gradient * factor).half(
 # %%
 from icrl_utils.history import Episode
 
-past = text.render([Episode((8, 9, 13), (2, 1), "goal"), Episode((8,), ())])
+past = text.render([Episode((8, 9, 13), (2, 1), "hole"), Episode((8,), ())])
 ids = text.tokenize(past)
 print(past, f"\n\n{len(ids)} tokens; decisions at", text.decisions(ids[None]).position[0, :2], "and at the end")
 player = Agent(model, text, QReadout(offset=0.0))
 print("z of left, down, right, up:", player.read(ids).round(1))
 
 # %% [markdown]
-# The level of these logits depends on the checkpoint: around +22 in the paper's Llama. Returns lie in [0, 1], so our
-# recipe first measures the mean at the decisions of one slice and counts the read-out's offset from there (`centred`).
+# The level of these logits depends on the checkpoint: in the paper's Llama it seems to be near +22. Returns lie in [0,
+# 1], so our recipe first measures the mean at the decisions of one slice and counts the read-out's offset from there
+# (`centred`).
 
 # %% [markdown]
 # ## 11 · The memory plan
@@ -660,9 +664,9 @@ print("\nWhere --recipe paper leaves the paper on purpose:", *UNLIKE_THE_PAPER, 
 # %% [markdown]
 # ## 13 · Train
 #
-# The options of a profile, and then `train`, as in section 5. The same on the command line:
-# `python -m icrl_utils train --profile t4 --out build/t4`, with `--resume` when Colab throws you out, and
-# `accelerate launch -m icrl_utils train ...` for several GPUs.
+# The options of a profile, and then `train`, as in section 5. The same on the command line: `python -m icrl_utils train
+# --profile t4 --out build/t4`, with `--resume` after an interruption (on Colab let `out` lie on a mounted Google Drive:
+# its own disk goes with the session), and `accelerate launch -m icrl_utils train ...` for several GPUs.
 
 # %%
 import gc
@@ -696,8 +700,9 @@ for name, player in players.items():
 # %% [markdown]
 # ## 14 · Share it, if you like
 #
-# The adapter is an ordinary peft adapter of a few megabytes, so peft's own methods upload and load it. Nothing in the
-# course needs the Hub. Send `run.json` along: it holds the read-out, without which logits are not Q-values.
+# The adapter is an ordinary peft adapter (1 MB for the tiny Llama, 70 MB for the default of `t4`), so peft's own
+# methods upload and load it. Nothing in the course needs the Hub. Send `run.json` along: it holds the read-out, without
+# which logits are not Q-values.
 
 # %%
 from huggingface_hub import upload_file

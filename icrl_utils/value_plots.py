@@ -76,7 +76,8 @@ def plot_q_bars(
             raise ValueError(f"q[{name!r}] has shape {values.shape}: give 4 values, left, down, right, up.")
         is_best = np.arange(4) == values.argmax()
         bars = ax.bar(range(4), values, color=[BLUE if best else "#A9CCE3" for best in is_best], width=0.72)
-        ax.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=8, padding=2)
+        decimals = 2 if np.abs(values).max() >= 0.1 else 3
+        ax.bar_label(bars, [f"{value:.{decimals}f}" for value in values], fontsize=8, padding=2)
         if exact is not None:
             ax.hlines(exact, np.arange(4) - 0.42, np.arange(4) + 0.42, color=INK, linewidth=2, label="exact")
         ax.set_xticks(range(4), [f"{ARROWS[action]}\n{action}" for action in ACTIONS], fontsize=8.5)

@@ -74,7 +74,7 @@ print({name: round(float(share), 2) for name, share in outcome.items()})
 #
 # ## Second attempt: a trained network without memory
 #
-# Load the agent that comes with the course: a Llama of about one million parameters, trained on thousands of *other*
+# Load the agent that comes with the course: a Llama of 0.8 million parameters, trained on thousands of *other*
 # lakes. `memory=False` clears its context at every new episode, so it begins each one knowing nothing about this lake.
 
 # %%
@@ -184,7 +184,8 @@ plot_learning_curves(records, title="The same weights, with and without memory",
 
 # %% [markdown]
 # Expected: all three begin near .16, where every move is random. Then the agent leaves the others behind. The
-# memory-less one even *falls* the more it is allowed to act: a fixed habit is worse than a die (notebook 02 shows why).
+# memory-less one knows lakes in general and remembers the episode it is in, but every episode it begins anew, and so it
+# stays where that carries it: on the lakes where its one habit happens to lead to the goal.
 # In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.
 #
 # ## A trap: what does the curve have to be compared with?
@@ -268,7 +269,7 @@ for name, r in records.items():
 #
 # A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. In its first five
 # episodes some of its moves are forced at random, fewer each time; the last three are its own. Its score of an episode
-# appears when you have played it. Can you do better than a million weights? Run the cell in Jupyter, and click.
+# appears when you have played it. Can you do better than 0.8 million weights? Run the cell in Jupyter, and click.
 
 # %%
 from icrl_utils.widgets import play_against_agent

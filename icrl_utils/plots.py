@@ -222,5 +222,6 @@ def _label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], last: float, ga
         ax.annotate(
             name, (last + 0.5, end), (last + 1.3, height), xycoords="data", textcoords="data", color=color, va="center",
             fontsize=9, fontweight="bold" if name == "agent" else "normal", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip

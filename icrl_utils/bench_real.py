@@ -75,7 +75,7 @@ WORKLOADS = {
     "full": Workload("8b", SHAPES["meta-llama/Llama-3.1-8B-Instruct"], 10, 5, 4096, 50, 3),
     "t4": Workload("1b", SHAPES["meta-llama/Llama-3.2-1B-Instruct"], 2, 1, 4096, 50, 3),
 }
-SMALL = Workload("small", TWIN, 4, 2, 128, 10, 2)
+SMALL = Workload("small", TWIN, 4, 2, 128, 50, 3)
 
 
 def workload_and_device(profile: Profile | None) -> tuple[Workload, torch.device]:

@@ -58,7 +58,7 @@ PROFILES = {
         Profile(
             name="cpu", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
             maps=100, episodes=30, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0,
-            slice_tokens=384, slices=16, expected_minutes=25, expected_memory_gb=4,
+            slice_tokens=384, slices=16, expected_minutes=14, expected_memory_gb=2,
         ),
         Profile(
             name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",

@@ -12,7 +12,7 @@
 # | **Goals** | See in-context RL happen; know what its curve must be compared with; check your set-up |
 # | **Prerequisites** | Python; you have heard of neural networks |
 # | **Reading** | 20 minutes |
-# | **Run time** | smoke 30 s · cpu 1.5 min on two cores |
+# | **Run time** | smoke 30 s · cpu 30 s on two cores |
 # | **Peak memory** | 0.8 GB |
 # | **Downloads** | none |
 #

@@ -11,7 +11,7 @@
 # | **Goals** | see Q-learning run away, and what stops it; TD targets by hand; four ways to get them wrong |
 # | **Prerequisites** | notebooks 01 (histories, decisions) and 02 (Q from logits); expectation, gradient |
 # | **Reading** | 45 minutes |
-# | **Run time** | smoke 30 s · cpu 2 min on two cores |
+# | **Run time** | smoke 30 s · cpu 1 min on two cores |
 # | **Peak memory** | 0.9 GB |
 # | **Downloads** | none |
 

@@ -12,7 +12,7 @@
 # | **Goals** | know what the base knows; LoRA and IA3; the training loop line by line; train an agent, live |
 # | **Prerequisites** | notebooks 02 and 03; what a matrix rank is |
 # | **Reading** | 35 minutes |
-# | **Run time** | smoke 40 s · cpu 12 min on two cores, 9 of them training (bounded by the clock) |
+# | **Run time** | smoke 40 s · cpu 11 min on two cores, 9 of them training (bounded by the clock) |
 # | **Peak memory** | 2 GB |
 # | **Downloads** | none; t4 0.7 GB, full 16 GB |
 
@@ -75,9 +75,9 @@ plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pret
 # The right panel is an exam in *in-context* knowledge. On a lake that the model has never seen, after random play, it
 # is asked what follows a pair (tile, action) that has occurred before in the same text, once after the action word and
 # once before it. Lakes do not slip, so somebody who looks the pair up is always right; somebody who only knows lakes in
-# general is not. Both curves stay low for a long time and then rise within a few hundred steps: a look-up needs several
-# parts (where was I, what did I do, what came then), and none of them helps before the others are there. Let us hold
-# the first exam here, on development lakes:
+# general is not. Both curves begin where general knowledge carries, a little above one half, and then rise to 1 within
+# four hundred steps: a look-up needs several parts (where was I, what did I do, what came then), and none of them helps
+# before the others are there. Let us hold the first exam here, on development lakes:
 
 # %%
 from icrl_utils.training import PretrainConfig, development_transcripts

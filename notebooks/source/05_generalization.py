@@ -11,7 +11,7 @@
 # | **Goals** | honest baselines, paired intervals, two schedules, training seeds; read a learning curve critically |
 # | **Prerequisites** | notebook 00 (the protocol); notebook 04 for how the agent was made; mean and quantile |
 # | **Reading** | 30 minutes |
-# | **Run time** | smoke 40 s · cpu 4 min on two cores |
+# | **Run time** | smoke 40 s · cpu 1 min on two cores |
 # | **Peak memory** | 2 GB |
 # | **Downloads** | none |
 

@@ -51,14 +51,14 @@ PROFILES = {
         Profile(
             name="smoke", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
             maps=8, episodes=30, bootstrap=200, train_tokens=20_000, train_minutes=0.25,
-            slice_tokens=256, slices=4, expected_minutes=None, expected_memory_gb=None,
+            slice_tokens=128, slices=4, expected_minutes=None, expected_memory_gb=None,
             training={"steps": 6, "slices": 4, "slice_tokens": 128, "warmup": 2, "log_every": 2, "eval_every": 6,
                       "eval_maps": 4, "save_every": 3},
         ),
         Profile(
             name="cpu", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
             maps=100, episodes=30, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0,
-            slice_tokens=384, slices=16, expected_minutes=14, expected_memory_gb=2,
+            slice_tokens=640, slices=10, expected_minutes=14, expected_memory_gb=2,
         ),
         Profile(
             name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",

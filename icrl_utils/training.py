@@ -48,7 +48,7 @@ from icrl_utils.real_llama import DTYPES, checkpoint_id, keep_dtype, load_histor
 from icrl_utils.replay import RANDOM_PLAY, Batch, ReplayBuffer, SliceSource, collect, make_batch
 from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, check_folder, is_finished
-from icrl_utils.tokenizers import make_compact_tokenizer
+from icrl_utils.tokenizers import make_compact_tokenizer, make_paper_tokenizer
 from icrl_utils.world_model import (
     NOT_TRIED,
     WorldModel,

@@ -134,7 +134,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         return sub
 
     add("doctor", run_doctor, "versions, device, memory and assets: put its output into bug reports")
-    pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama on random play")
+    pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama, or one of another size, on random play")
     train = add("train", run_train, "train an adapter by double DQN")
     train.add_argument(
         "--recipe",

@@ -36,6 +36,7 @@ class CompactText:
     vocab_size = len(COMPACT_WORDS)
     action_ids = np.arange(_FIRST_ACTION, _FIRST_OUTCOME)
     min_step_tokens = 2
+    observation_header = None
 
     def __init__(self, tokenizer=None) -> None:
         if tokenizer is not None and [tokenizer.get_vocab().get(w) for w in COMPACT_WORDS] != [*_ID.values()]:

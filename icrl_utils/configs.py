@@ -87,12 +87,21 @@ class PretrainConfig(RunConfig):
 
     COMMAND = "pretrain"
     out: str = "build/tiny-llama"
+    history: Literal["compact", "paper"] = "compact"  # format; "paper" makes a base as real Llamas are
     steps: int = 2400
     hidden: int = 128
     layers: int = 4
     heads: int = 4
     lr_matrix: float = 0.02  # Muon, on the projections
     lr_other: float = 3e-3  # AdamW, on embedding, head and norms
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.history == "paper" and self.relabel:
+            raise ValueError(
+                f"history='paper' with relabel={self.relabel!r}: only compact histories have one token for each tile "
+                "that could be exchanged; set relabel to 0."
+            )
 
 
 @dataclass

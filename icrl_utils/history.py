@@ -46,6 +46,7 @@ class HistoryFormat:
         action_ids: int64 [4], the tokens of left, down, right, up.
         vocab_size: number of token ids.
         min_step_tokens: a step, or the start of an episode, adds at least so many tokens.
+        observation_header: int64, the tokens before an observation's tile; None in ``compact``, which has no headers.
     """
 
     def __init__(self, name: str, tokenizer=None) -> None:
@@ -57,6 +58,7 @@ class HistoryFormat:
         self.vocab_size = self._text.vocab_size
         self.action_ids = self._text.action_ids
         self.min_step_tokens = self._text.min_step_tokens
+        self.observation_header = self._text.observation_header
         self._has_warned = False
 
     def render(self, episodes: Sequence[Episode]) -> str:

@@ -82,7 +82,7 @@ class PaperText:
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
         self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
-        self.vocab_size = self.action_ids = self.min_step_tokens = None
+        self.vocab_size = self.action_ids = self.min_step_tokens = self.observation_header = None
         if tokenizer is not None:
             self.vocab_size = len(tokenizer)
             self._read_tokens()
@@ -231,6 +231,7 @@ class PaperText:
     def _read_tokens(self) -> None:
         m = self.markup
         self._header = self._ids(m.header("action"))
+        self.observation_header = self._ids(m.header("observation"))
         self._reward, self._edit = self._ids(m.header("reward")), self._ids(m.header("edit"))
         self._end = self._ids(m.end)
         words = [self._ids(m.header("action") + m.before_content + word)[len(self._header) :] for word in ACTIONS]

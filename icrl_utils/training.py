@@ -48,7 +48,7 @@ from icrl_utils.real_llama import DTYPES, checkpoint_id, keep_dtype, load_histor
 from icrl_utils.replay import RANDOM_PLAY, Batch, ReplayBuffer, SliceSource, collect, make_batch
 from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, check_folder, is_finished
-from icrl_utils.tokenizers import make_compact_tokenizer
+from icrl_utils.tokenizers import make_compact_tokenizer, make_paper_tokenizer
 from icrl_utils.world_model import (
     NOT_TRIED,
     WorldModel,
@@ -56,6 +56,7 @@ from icrl_utils.world_model import (
     outcomes_of_moves,
     seen_move_accuracy,
     seen_pair_accuracy,
+    seen_pair_accuracy_in_paper,
     world_model_loss,
 )
 
@@ -141,13 +142,20 @@ def make_optimizers(
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True) -> Path:
-    """Train a tiny Llama from scratch to predict the next observation of random play. Returns the checkpoint folder."""
+    """Train a Llama from scratch to predict what moves lead to in random play. Returns the checkpoint folder.
+
+    By default it is the tiny one. In the ``paper`` format it gets the tokenizer of `make_paper_tokenizer`, and the
+    folder is a base as a real Llama is: `real_llama.load_llama` loads it and ``train(history="paper")`` trains on it.
+    """
     check_folder(config, resume)
     if resume and is_finished(config):
         return Path(config.out)
     accelerator = make_accelerator(config.precision, config.device)
-    history = HistoryFormat("compact")
+    tokenizer = make_paper_tokenizer() if config.history == "paper" else make_compact_tokenizer()
+    history = HistoryFormat(config.history, tokenizer)
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
+    header = history.observation_header
+    header = None if header is None else torch.as_tensor(header, device=accelerator.device)
     size = config.hidden, config.layers, config.heads
     model = new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)
     world = WorldModel(model, config.seed)
@@ -157,15 +165,16 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
         compile_network(world, accelerator.device, accelerator.print)
     net = accelerator.prepare(world)
     run = Run(config, accelerator, tensors, optimizers, parameter_count(model), resume, progress)
-    data = Chunks(config, SliceSource(lake.PRETRAINING_MAPS, RANDOM_PLAY, relabel=config.relabel))
+    data = Chunks(config, SliceSource(lake.PRETRAINING_MAPS, RANDOM_PLAY, relabel=config.relabel, history=history))
     exam = make_batch(development_transcripts(config, history).numpy(), history).to(accelerator.device)
 
     for batch in run.batches(batches(data, run.step, accelerator)):
-        following, moves = net(batch.ids, batch.position)
+        observation = observation_positions(batch.ids, header)
+        following, moves = net(batch.ids, batch.position, observation)
         outcome = outcomes_of_moves(batch)
         # Of all processes: data parallelism averages their gradients.
         count = accelerator.reduce((outcome != NOT_TRIED).sum(), "sum").clamp(min=1) / accelerator.num_processes
-        loss = world_model_loss(following, batch.ids, action_ids)
+        loss = world_model_loss(following, batch.ids, action_ids, observation)
         loss_of_moves = F.cross_entropy(moves.flatten(0, 2), outcome.flatten(), reduction="sum") / count
         accelerator.backward(loss + loss_of_moves)
         norm = run.update(world.parameters())
@@ -175,21 +184,25 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
             run.log(row | {"grad_norm": norm.item()})
         if run.due(config.eval_every) and run.main and run.step < config.steps:
             with run.off_the_clock():
-                run.log(accuracies(world, exam, action_ids))
+                run.log(accuracies(world, exam, action_ids, header))
 
-    result = accuracies(world, exam, action_ids)
+    result = accuracies(world, exam, action_ids, header)
     run.log(result)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        make_compact_tokenizer().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     return run.finish(write, "model.safetensors", **result)
 
 
-def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor) -> dict[str, float]:
+def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor, header: Tensor | None = None) -> dict[str, float]:
     """In-context knowledge: what the history has shown about a move, asked after the move, and before it."""
-    after, _ = seen_pair_accuracy(world.model, exam.ids, action_ids)
+    if header is None:
+        after, _ = seen_pair_accuracy(world.model, exam.ids, action_ids)
+    else:
+        observation = observation_positions(exam.ids, header)
+        after, _ = seen_pair_accuracy_in_paper(world.model, exam, action_ids, observation)
     before, _ = seen_move_accuracy(world, exam)
     return {"seen_pair_accuracy": after, "seen_move_accuracy": before}
 

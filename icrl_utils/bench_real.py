@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import io
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +40,7 @@ from icrl_utils.qvalues import QNetwork, QReadout, take
 from icrl_utils.real_llama import compute_dtype, keep_dtype, load_llama
 from icrl_utils.replay import Batch
 from icrl_utils.rollout import Agent, rollout
+from icrl_utils.runs import write_csv
 from icrl_utils.tokenizers import make_paper_tokenizer
 from icrl_utils.training import make_optimizers, q_and_targets
 
@@ -162,7 +161,8 @@ def bench_step_real(profile: Profile | None = None, seed: int = 0) -> list[dict]
                 "of_peak": 6 * planned.projection_weights * tokens / elapsed / peak,
             })  # fmt: skip
             del model, step, held
-            free_memory()
+            gc.collect()
+            torch.cuda.empty_cache()
     paper = rows[0]
     for row in rows:
         print(
@@ -210,8 +210,7 @@ def make_step(
     count = batch.has_target.sum()
 
     def step() -> None:
-        for first in range(0, len(batch.ids), way.slices_at_once):
-            part = Batch(*(column[first : first + way.slices_at_once] for column in batch))
+        for part in batch.parts(way.slices_at_once):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = way.loss(net, part) / count
             loss.backward()
@@ -244,11 +243,6 @@ def step_peak(step: Callable[[], None], held: Callable[[], int], device: torch.d
     torch.cuda.reset_peak_memory_stats(device)
     step()
     return torch.cuda.max_memory_allocated(device)
-
-
-def free_memory() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 # ---------------------------------------------------------------------------------------------------------- rollout
@@ -320,11 +314,6 @@ def keep_gpu_rows(rows: list[dict], device: torch.device, path: Path = RESULTS) 
         return
     same = rows[0]["bench"], rows[0]["shape"]
     old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows([row for row in old if (row["bench"], row["shape"]) != same] + rows)
+    rows = [row for row in old if (row["bench"], row["shape"]) != same] + rows
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.getvalue())
-    os.replace(temporary, path)
+    write_csv(path, [{name: row.get(name, "") for name in COLUMNS} for row in rows])

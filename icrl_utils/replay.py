@@ -10,7 +10,7 @@ Everything here is a pure function of its arguments and the random generator it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -289,6 +289,11 @@ class Batch(NamedTuple):
 
     def to(self, device) -> Batch:
         return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The same slices in batches of at most ``size``."""
+        for first in range(0, len(self.ids), size):
+            yield Batch(*(x[first : first + size] for x in self))
 
 
 def make_batch(ids: np.ndarray, history: HistoryFormat) -> Batch:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -107,11 +106,11 @@ def micro_batches(batch: Batch, net: nn.Module, config: TrainConfig, accelerator
 
     Data parallelism adds up the gradients of all processes in the backward pass of the last part only.
     """
-    size = config.slices_at_once
-    for first in range(0, len(batch.ids), size):
-        is_last = first + size >= len(batch.ids)
-        with nullcontext() if is_last else accelerator.no_sync(net):
-            yield Batch(*(column[first : first + size] for column in batch))
+    *parts, last = batch.parts(config.slices_at_once)
+    for part in parts:
+        with accelerator.no_sync(net):
+            yield part
+    yield last
 
 
 # ---------------------------------------------------------------------------------------------------- optimizers

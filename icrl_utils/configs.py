@@ -20,10 +20,12 @@ class RunConfig:
     """What both loops share. Raises ValueError when a value cannot work."""
 
     out: str
+    base: str
     seed: int = 0
     steps: int = 1200
     slices: int = 10  # of an optimizer step, over all processes
     slice_tokens: int = 640
+    stretch: int = 1  # in every other chunk slices are so many times longer, and so many times fewer
     warmup: int = 100  # optimizer steps of linear warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after it
     clip: float = 1.0  # gradient norm
@@ -58,6 +60,11 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
         if self.slice_tokens < 4 or self.slice_tokens % 2:
             raise ValueError(f"slice_tokens={self.slice_tokens!r} must be even (two tokens a step) and at least 4.")
+        if self.stretch < 1 or self.slices % self.stretch:
+            raise ValueError(
+                f"stretch={self.stretch!r} must divide slices={self.slices!r}: so many are joined to one; choose 1 for "
+                "slices of one length."
+            )
         if not 0 <= self.relabel <= 1:
             raise ValueError(f"relabel={self.relabel!r} is a share of the slices: pass a number from 0 to 1.")
 
@@ -66,9 +73,16 @@ class RunConfig:
         """Tokens of one optimizer step."""
         return self.slices * self.slice_tokens
 
+    def slice_shape(self, chunk: int) -> tuple[int, int]:
+        """Slices of an optimizer step in this chunk, and tokens of each. Short and long ones take turns: recall is
+        learned fastest in short histories, and holds in longer ones only if it was trained there."""
+        stretch = self.stretch if chunk % 2 else 1
+        return self.slices // stretch, self.slice_tokens * stretch
+
     def record(self) -> dict:
-        """All fields but those that only say where and when this machine ran it."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "minutes", "device")}
+        """All fields but those that only say where and when this machine ran it; paths as they hold on any machine."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "minutes", "device")}
+        return values | {"base": portable_path(self.base) if self.base else ""}
 
     def command(self) -> str:
         """The command line that does this run again: all options that differ from their defaults."""
@@ -87,11 +101,13 @@ class PretrainConfig(RunConfig):
 
     COMMAND = "pretrain"
     out: str = "build/tiny-llama"
+    base: str = ""  # folder of a pretrained Llama to go on from, whose size and tokens are kept; "": a new one
     history: Literal["compact", "paper"] = "compact"  # format; "paper" makes a base as real Llamas are
     steps: int = 2400
     hidden: int = 128
     layers: int = 4
     heads: int = 4
+    rope_theta: float = 10_000.0  # of the rotary positions; a large one suits long histories
     lr_matrix: float = 0.02  # Muon, on the projections
     lr_other: float = 3e-3  # AdamW, on embedding, head and norms
 
@@ -112,6 +128,7 @@ class TrainConfig(RunConfig):
     base: str = "assets/tiny-llama"
     out: str = "build/dqn"
     history: Literal["compact", "paper"] = "compact"  # format; "paper" for any Llama but the tiny one
+    stretch: int = 5
     quantization: Literal["none", "nf4"] = "none"  # of the base, see real_llama.load_model
     checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     micro_tokens: int | None = None  # at most so many tokens in one forward and backward pass; None: all of a step
@@ -140,10 +157,11 @@ class TrainConfig(RunConfig):
             raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
-        if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
+        longest = self.slice_tokens * self.stretch
+        if self.micro_tokens is not None and self.micro_tokens < longest:
             raise ValueError(
-                f"micro_tokens={self.micro_tokens!r} is less than one slice (slice_tokens={self.slice_tokens}), which "
-                "cannot be cut: shorten the slices, or leave micro_tokens out."
+                f"micro_tokens={self.micro_tokens!r} is less than the longest slice (slice_tokens={self.slice_tokens} "
+                f"x stretch={self.stretch}), which cannot be cut: shorten the slices, or leave micro_tokens out."
             )
         if self.history == "paper" and (self.relabel or self.world_model):
             raise ValueError(
@@ -156,20 +174,15 @@ class TrainConfig(RunConfig):
                 "choose history='paper' with a real Llama as base."
             )
 
-    @property
-    def slices_at_once(self) -> int:
-        """Slices of a micro-batch, see ``micro_tokens``."""
-        return self.slices if self.micro_tokens is None else self.micro_tokens // self.slice_tokens
+    def slices_at_once(self, tokens: int) -> int:
+        """Slices of so many tokens in a micro-batch, see ``micro_tokens``."""
+        return (self.micro_tokens or self.step_tokens) // tokens
 
     @property
     def may_fold(self) -> bool:
         """Whether `models.folded_weights` may stand in for peft's layers, if the precision is float32. It writes all
         weights out once more, which a real Llama has no memory for, and its modules know no checkpointing."""
         return self.history == "compact" and not self.checkpointing
-
-    def record(self) -> dict:
-        """The base as a path that holds on every machine."""
-        return super().record() | {"base": portable_path(self.base)}
 
     @property
     def readout(self) -> QReadout:
@@ -202,6 +215,7 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "steps": 956,
     "slices": 10,
     "slice_tokens": 4096,
+    "stretch": 1,
     "micro_tokens": 5 * 4096,
     "loss": "mse",
     "scale": 1 / 30,  # reward x 30: logit / 30 is compared with the return
@@ -253,6 +267,7 @@ def _real_options(profile: Profile) -> dict[str, object]:
         "warmup": steps // 10,
         "slices": profile.slices,
         "slice_tokens": profile.slice_tokens,
+        "stretch": 1,
         "micro_tokens": profile.slice_tokens,
         "relabel": 0.0,
         "world_model": 0.0,

@@ -30,7 +30,13 @@ CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the com
 
 
 def new_tiny_llama(
-    vocab_size: int, action_ids, hidden: int = 128, layers: int = 4, heads: int = 4, seed: int = 0
+    vocab_size: int,
+    action_ids,
+    hidden: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    rope_theta: float = 10_000.0,
+    seed: int = 0,
 ) -> LlamaForCausalLM:
     """A randomly initialised Llama small enough for a laptop CPU.
 
@@ -41,6 +47,7 @@ def new_tiny_llama(
     Args:
         vocab_size: number of token ids. action_ids: the four ids whose logits will be read as Q-values.
         hidden: width of the residual stream. layers: decoder blocks. heads: attention heads (hidden % heads == 0).
+        rope_theta: see `rope`.
     """
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -50,6 +57,7 @@ def new_tiny_llama(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=CONTEXT,
+        rope_parameters=rope(rope_theta),
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -62,6 +70,15 @@ def new_tiny_llama(
     with torch.no_grad():
         model.lm_head.weight[torch.as_tensor(action_ids)] = 0.5 * rows
     return model
+
+
+def rope(theta: float) -> dict[str, object]:
+    """Rotary positions as a Llama's config has them: pair i of a head's c features turns by theta^(-2i/c) a token.
+
+    Features that hardly turn find a tile however far back it was: with a large theta (Llama 3: 500,000) there are more
+    of them, and recall holds in histories longer than those trained on.
+    """
+    return {"rope_type": "default", "rope_theta": theta}
 
 
 def in_repository(path: str | Path) -> Path:
@@ -85,9 +102,12 @@ def base_folder(path: str | Path) -> Path:
     return folder
 
 
-def load_base(path: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode."""
-    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32).to(device).eval()
+def load_base(path: str | Path, device: str | torch.device = "cpu", **config) -> PreTrainedModel:
+    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode.
+
+    ``config`` replaces entries of its config.json.
+    """
+    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config).to(device).eval()
 
 
 def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:

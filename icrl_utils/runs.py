@@ -79,10 +79,11 @@ class Run:
     ):
         self.config, self.accelerator, self.tensors, self.optimizers = config, accelerator, tensors, optimizers
         self.main = accelerator.is_main_process
-        if config.slices % accelerator.num_processes:
+        fewest, _ = config.slice_shape(1)
+        if fewest % accelerator.num_processes:
             raise ValueError(
-                f"slices={config.slices} cannot be shared evenly by {accelerator.num_processes} processes; choose a "
-                "multiple."
+                f"slices={config.slices} (with stretch={config.stretch} at times {fewest}) cannot be shared evenly by "
+                f"{accelerator.num_processes} processes; choose a multiple."
             )
         # A disabled scaler hands everything through, so that one code serves all precisions.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)

@@ -40,6 +40,7 @@ from icrl_utils.models import (
     new_tiny_llama,
     parameter_count,
     portable_path,
+    rope,
     target_network,
 )
 from icrl_utils.qvalues import QNetwork, QReadout
@@ -72,10 +73,10 @@ class Chunks(Dataset):
         return math.ceil(self.config.steps / self.config.steps_per_chunk)
 
     def __getitem__(self, chunk: int) -> Tensor:
-        """int32 [steps_per_chunk, slices, slice_tokens]"""
-        c = self.config
-        ids = self.source.slices(c.steps_per_chunk * c.slices, c.slice_tokens, np.random.default_rng([c.seed, chunk]))
-        return torch.from_numpy(ids.reshape(c.steps_per_chunk, c.slices, c.slice_tokens).astype(np.int32))
+        """int32 [steps_per_chunk, slices, tokens], see `RunConfig.slice_shape`"""
+        steps, (slices, tokens) = self.config.steps_per_chunk, self.config.slice_shape(chunk)
+        ids = self.source.slices(steps * slices, tokens, np.random.default_rng([self.config.seed, chunk]))
+        return torch.from_numpy(ids.reshape(steps, slices, tokens).astype(np.int32))
 
 
 def batches(data: Chunks, first_step: int, accelerator: Accelerator) -> Iterator[Batch]:
@@ -102,11 +103,11 @@ def training_source(config: TrainConfig) -> SliceSource:
 
 
 def micro_batches(batch: Batch, net: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Iterator[Batch]:
-    """``batch`` in parts of ``config.slices_at_once`` slices; the gradients of their losses add up to its gradient.
+    """``batch`` in parts of `TrainConfig.slices_at_once` slices; the gradients of their losses add up to its gradient.
 
     Data parallelism adds up the gradients of all processes in the backward pass of the last part only.
     """
-    *parts, last = batch.parts(config.slices_at_once)
+    *parts, last = batch.parts(config.slices_at_once(batch.ids.shape[1]))
     for part in parts:
         with accelerator.no_sync(net):
             yield part
@@ -141,10 +142,11 @@ def make_optimizers(
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True) -> Path:
-    """Train a Llama from scratch to predict what moves lead to in random play. Returns the checkpoint folder.
+    """Train a Llama to predict what moves lead to in random play. Returns the checkpoint folder.
 
-    By default it is the tiny one. In the ``paper`` format it gets the tokenizer of `make_paper_tokenizer`, and the
-    folder is a base as a real Llama is: `real_llama.load_llama` loads it and ``train(history="paper")`` trains on it.
+    By default it is the tiny one, from scratch; with ``config.base`` training goes on from a checkpoint. In the
+    ``paper`` format it gets the tokenizer of `make_paper_tokenizer`, and the folder is a base as a real Llama is:
+    `real_llama.load_llama` loads it and ``train(history="paper")`` trains on it.
     """
     check_folder(config, resume)
     if resume and is_finished(config):
@@ -155,8 +157,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
     header = history.observation_header
     header = None if header is None else torch.as_tensor(header, device=accelerator.device)
-    size = config.hidden, config.layers, config.heads
-    model = new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)
+    model = model_to_pretrain(config, history)
     world = WorldModel(model, config.seed)
     optimizers = make_optimizers(world, "muon", config.lr_matrix, config.lr_other, config.weight_decay)
     tensors = {**world.state_dict()}
@@ -192,7 +193,17 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return run.finish(write, "model.safetensors", **result)
+    source = {"base_sha256": checkpoint_id(config.base)} if config.base else {}
+    return run.finish(write, "model.safetensors", **source, **result)
+
+
+def model_to_pretrain(config: PretrainConfig, history: HistoryFormat) -> PreTrainedModel:
+    """A new Llama, or the one in ``config.base``, with the rotary positions of ``config``."""
+    if config.base:
+        load_history(config.base, config.history)  # raises its errors where the base cannot read this format
+        return load_base(config.base, rope_parameters=rope(config.rope_theta)).train()
+    size = config.hidden, config.layers, config.heads, config.rope_theta
+    return new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)
 
 
 def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor, header: Tensor | None = None) -> dict[str, float]:
@@ -207,10 +218,11 @@ def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor, header: Tenso
 
 
 def development_transcripts(config: RunConfig, history: HistoryFormat, n: int = 64) -> Tensor:
-    """Random play on development maps (never trained on): int64 [n, slice_tokens]."""
+    """Random play on development maps (never trained on), as long as the longest slices of ``config``: int64 [n, T]."""
     rng = np.random.default_rng(2_000_000_011)
-    play = collect(lake.development_maps("in_distribution", n), RANDOM_PLAY, rng, min_tokens=config.slice_tokens)
-    return torch.from_numpy(ReplayBuffer(play, history).slices(np.arange(n), config.slice_tokens, rng))
+    _, tokens = config.slice_shape(1)
+    play = collect(lake.development_maps("in_distribution", n), RANDOM_PLAY, rng, min_tokens=tokens)
+    return torch.from_numpy(ReplayBuffer(play, history).slices(np.arange(n), tokens, rng))
 
 
 # -------------------------------------------------------------------------------------------------------------- DQN
@@ -290,9 +302,10 @@ def load_frozen(config: TrainConfig, accelerator: Accelerator) -> PreTrainedMode
         return load_base(config.base)
     dtype = DTYPES[accelerator.mixed_precision]
     quantization = None if config.quantization == "none" else config.quantization
+    slices, tokens = config.slice_shape(1)
     planned = plan(
-        config.base, slices=min(config.slices_at_once, math.ceil(config.slices / accelerator.num_processes)),
-        slice_tokens=config.slice_tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
+        config.base, slices=min(config.slices_at_once(tokens), math.ceil(slices / accelerator.num_processes)),
+        slice_tokens=tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
         quantization=quantization, dtype=dtype, checkpointing=config.checkpointing, history_tokens=CONTEXT,
     )  # fmt: skip
     maps = min(config.eval_maps, maps_at_once(planned.config, dtype))

@@ -47,8 +47,8 @@ from icrl_utils.training import (
 
 HISTORY = HistoryFormat("compact")
 ACTION_IDS = torch.from_numpy(HISTORY.action_ids)
-SMALL = dict(steps=5, slices=4, slice_tokens=32, warmup=2, steps_per_chunk=2, log_every=1, eval_every=4, eval_maps=1,
-             eval_step_limit=1, save_every=2, device="cpu")  # fmt: skip
+SMALL = dict(steps=5, slices=4, slice_tokens=32, stretch=2, warmup=2, steps_per_chunk=2, log_every=1, eval_every=4,
+             eval_maps=1, eval_step_limit=1, save_every=2, device="cpu")  # fmt: skip
 QUIET = {"progress": False}
 
 
@@ -95,6 +95,8 @@ def tokens(text):
         ({"quality": "best"}, "quality='best' is unknown"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"slice_tokens": 33}, "slice_tokens=33 must be even"),
+        ({"stretch": 4}, "stretch=4 must divide slices=10"),
+        ({"stretch": 0}, "stretch=0 must divide slices=10"),
         ({"relabel": 1.5}, "relabel=1.5 is a share"),
         ({"gamma": 1.1}, "gamma=1.1 is not a discount factor"),
         ({"polyak": 0.0}, "polyak=0.0"),
@@ -204,6 +206,14 @@ def test_the_batch_of_a_step_depends_on_seed_and_step_alone():
         assert all(a.ids.equal(b.ids) for a, b in zip(all_of_them[first:], later, strict=True))
     assert not all_of_them[0].ids.equal(all_of_them[1].ids)
     assert not some_batches(TrainConfig(**SMALL | {"seed": 1}), 0)[0].ids.equal(all_of_them[0].ids)
+
+
+def test_short_and_long_slices_take_turns():
+    shapes = [tuple(batch.ids.shape) for batch in some_batches(TrainConfig(**SMALL), 0)]
+    assert shapes == [(4, 32), (4, 32), (2, 64), (2, 64), (4, 32), (4, 32)]  # chunks of two steps
+    one_length = some_batches(TrainConfig(**SMALL | {"stretch": 1}), 0)
+    assert {tuple(batch.ids.shape) for batch in one_length} == {(4, 32)}
+    assert one_length[0].ids.equal(some_batches(TrainConfig(**SMALL), 0)[0].ids)
 
 
 def test_processes_share_the_slices_of_a_step():
@@ -447,7 +457,9 @@ def test_kill_9_in_the_midst_of_a_checkpoint(base, adapter, tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
     out = tmp_path / "run"
-    options = dict(base=base, out=out, rank=2, steps=100_000, slices=4, slice_tokens=32, log_every=1, save_every=10_000)
+    options = dict(
+        base=base, out=out, rank=2, steps=100_000, slices=4, slice_tokens=32, stretch=2, log_every=1, save_every=10_000
+    )
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     child = in_child("-W", "ignore", "-m", "icrl_utils", "train", *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300

@@ -200,7 +200,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
 def model_to_pretrain(config: PretrainConfig, history: HistoryFormat) -> PreTrainedModel:
     """A new Llama, or the one in ``config.base``, with the rotary positions of ``config``."""
     if config.base:
-        load_history(config.base, config.history)  # raises its errors where the base cannot read this format
+        base_folder(config.base)  # raises where there is none,
+        load_history(config.base, config.history)  # and where it cannot read this format
         return load_base(config.base, rope_parameters=rope(config.rope_theta)).train()
     size = config.hidden, config.layers, config.heads, config.rope_theta
     return new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)

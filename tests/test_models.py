@@ -24,6 +24,7 @@ from icrl_utils.models import (
     load_base,
     new_tiny_llama,
     portable_path,
+    rope,
     target_network,
 )
 from icrl_utils.profiles import ROOT
@@ -55,6 +56,20 @@ def trainable(model):
 
 
 # ---------------------------------------------------------------------------------------------------- tiny Llama
+
+
+def test_rope_turns_a_pair_of_features_by_a_power_of_theta():
+    model = new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, hidden=32, layers=1, heads=2, rope_theta=100.0)
+    turn = model.model.rotary_emb.inv_freq  # of a head's 16 features
+    torch.testing.assert_close(turn, 100.0 ** (-2 * torch.arange(8) / 16))
+
+
+def test_a_base_can_be_loaded_with_other_positions(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    turned, same = load_base(tmp_path, rope_parameters=rope(100.0)), load_base(tmp_path)
+    assert turned.state_dict().keys() == same.state_dict().keys()
+    assert not torch.allclose(logits(turned), logits(same)) and torch.equal(logits(same), logits(tiny_llama()))
+    torch.testing.assert_close(logits(load_base(tmp_path, rope_parameters=rope(10_000.0))), logits(same))
 
 
 def test_action_rows_are_orthogonal_and_half_long():

@@ -246,6 +246,33 @@ def test_pretrained_folder_is_complete(base):
         assert float(log[-1][exam]) == pytest.approx(facts[exam], abs=1e-5)
 
 
+def test_pretraining_goes_on_from_a_base(base, tmp_path):
+    """A second stage: the weights of the first, other rotary positions, longer slices."""
+    options = dict(base=str(base), rope_theta=500.0, stretch=4, hidden=999)  # the size is the base's
+    still = pretrain_config(tmp_path / "still", **options, lr_matrix=0.0, lr_other=0.0)
+    config = json.loads((pretrain(still, **QUIET) / "config.json").read_text())
+    assert config["rope_parameters"]["rope_theta"] == 500.0 and config["hidden_size"] == 16
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "still"))
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
+    facts = json.loads((pretrain(pretrain_config(tmp_path / "on", **options), **QUIET) / "run.json").read_text())
+    assert facts["base_sha256"] == file_sha256(base / "model.safetensors") != facts["sha256"]
+    assert (ROOT / facts["config"]["base"]).samefile(base)
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "message"),
+    [
+        ("no/such/base", FileNotFoundError, "base='no/such/base' holds no config.json"),
+        ("assets/tiny-llama", ValueError, "unknown tokens|splits the action words"),
+    ],
+)
+def test_pretraining_cannot_go_on_from_what_it_cannot_read(tmp_path, base, error, message):
+    config = pretrain_config(tmp_path / "run", base=base, history="paper", relabel=0.0)
+    with pytest.raises(error, match=message):
+        pretrain(config, **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "run.json", "train_log.csv"}
 
 

@@ -25,13 +25,12 @@ def make_accelerator(precision: str = "auto", device: str = "auto") -> Accelerat
 def resolve_precision(precision: str, cpu: bool) -> str:
     """``auto`` is bf16 where the GPU has it in hardware, fp16 with loss scaling on older ones, float32 on a CPU.
 
-    A T4 emulates bf16 and calls that supported, hence the capability. On CPUs without AMX autocast costs more than
-    it saves. Raises ValueError for a precision that the hardware does not have.
+    On CPUs without AMX autocast costs more than it saves. Raises ValueError for a precision that the hardware does not
+    have.
     """
     if precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a CUDA GPU; choose 'auto'.")
-    has_bf16 = cpu or torch.cuda.get_device_capability() >= (8, 0)
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not cpu and not has_ampere():
         raise ValueError(
             f"precision='bf16': {torch.cuda.get_device_name()} has no bfloat16 in hardware and would emulate it "
             "slowly; choose 'auto', which is fp16 with loss scaling there."
@@ -40,7 +39,13 @@ def resolve_precision(precision: str, cpu: bool) -> str:
         return precision
     if cpu:
         return "no"
-    return "bf16" if has_bf16 else "fp16"
+    return "bf16" if has_ampere() else "fp16"
+
+
+def has_ampere(device: torch.device | None = None) -> bool:
+    """Whether the GPU is at least an Ampere: has bfloat16 in hardware, and flash attention. A T4 is not; it emulates
+    bfloat16, and `torch.cuda.is_bf16_supported` calls that supported."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> bool:

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.integrations import sdpa_attention
 
-from icrl_utils.hardware import resolve_precision
+from icrl_utils.hardware import has_ampere, resolve_precision
 from icrl_utils.history import HistoryFormat
 from icrl_utils.models import ADAPTERS, CONTEXT, add_adapters, file_sha256, in_repository, never_repack
 from icrl_utils.profiles import PROFILES
@@ -127,7 +127,7 @@ def avoid_math_kernel(device: torch.device, dtype: torch.dtype) -> None:
     Only flash attention does: on cards from Ampere on, in half precision. Elsewhere the library still asks for shared
     heads, and torch falls back to the kernel that keeps all N x N scores, without a word.
     """
-    if device.type == "cuda" and (dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0)):
+    if device.type == "cuda" and (dtype == torch.float32 or not has_ampere(device)):
         sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
@@ -146,7 +146,7 @@ def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> tor
         )
     if dtype == torch.float16 and cpu:
         raise ValueError("dtype=torch.float16 needs a CUDA GPU; leave dtype out, or pass torch.float32.")
-    if dtype == torch.bfloat16 and not cpu and torch.cuda.get_device_capability(device) < (8, 0):
+    if dtype == torch.bfloat16 and not cpu and not has_ampere(device):
         raise ValueError(
             f"dtype=torch.bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16 in hardware and would emulate "
             "it slowly; leave dtype out, or pass torch.float16."

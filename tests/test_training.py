@@ -592,15 +592,15 @@ def test_gradients_are_clipped_to_their_norm(tmp_path):
 
 def test_automatic_precision(monkeypatch):
     assert resolve_precision("auto", cpu=True) == "no"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))  # a T4, which only emulates bf16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))  # a T4
     assert resolve_precision("auto", cpu=False) == "fp16"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert resolve_precision("auto", cpu=False) == "bf16"
     assert resolve_precision("no", cpu=False) == "no" and resolve_precision("bf16", cpu=True) == "bf16"
 
 
 def test_bf16_on_a_card_that_only_emulates_it_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* choose 'auto', which is fp16"):
         resolve_precision("bf16", cpu=False)

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
         args.call(args)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         if not _raised_by_us(error):
             raise
         # The message names the argument and the next step; a traceback would only hide that.

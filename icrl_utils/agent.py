@@ -238,7 +238,7 @@ def load_agent(
         )
     base = base or run["base"]
     try:
-        history = load_history(base, run["history"])
+        history = load_history(base, run["history"], "base")
     except ValueError as error:
         raise ValueError(
             f"path={str(path)!r} was trained on histories in the format {run['history']!r}, which base={str(base)!r} "

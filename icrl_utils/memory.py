@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
-from icrl_utils.models import ADAPTERS, in_repository
+from icrl_utils.models import ADAPTERS
+from icrl_utils.real_llama import check_checkpoint
 
 GIB = 2**30
 BLOCK, BLOCKS_OF_BLOCKS = 64, 256  # bitsandbytes: weights that share a scale, scales that share a scale of their own
@@ -78,12 +79,11 @@ class Settings:
 def plan(model: str | PreTrainedConfig, **settings) -> Plan:
     """The plan of a model in ``SHAPES``, in a folder, on the Hub (reads its config.json only), or of a config.
 
-    Raises ValueError for settings that do not exist, see `Settings`.
+    Raises ValueError for settings that do not exist, see `Settings`, and the errors of `real_llama.check_checkpoint`.
     """
     if isinstance(model, PreTrainedConfig):
         return Plan(model, Settings(**settings))
-    folder = in_repository(model)
-    config = SHAPES.get(model) or AutoConfig.from_pretrained(folder if folder.is_dir() else model)
+    config = SHAPES.get(model) or LlamaConfig.from_dict(check_checkpoint(model, "model"))
     return Plan(config, Settings(**settings), str(model))
 
 

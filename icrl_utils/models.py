@@ -110,6 +110,14 @@ def load_base(path: str | Path, device: str | torch.device = "cpu", **config) ->
     return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config).to(device).eval()
 
 
+def check_adapter(kind: str, rank: int) -> None:
+    """Raises ValueError if there can be no such adapter."""
+    if kind not in ADAPTERS:
+        raise ValueError(f"adapter={kind!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
+    if rank < 1:
+        raise ValueError(f"rank={rank!r} must be at least 1.")
+
+
 def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:
     """Freeze ``base`` and add two adapters with equal weights: ``ONLINE`` (trainable) and ``TARGET`` (frozen).
 
@@ -119,14 +127,13 @@ def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed
 
     At the start both adapters leave the base unchanged: LoRA has B = 0, IA3's scales are 1.
     """
+    check_adapter(kind, rank)
     if kind == "lora":
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
-    elif kind == "ia3":
+    else:
         config = IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
         )
-    else:
-        raise ValueError(f"adapter={kind!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base, config)

@@ -32,7 +32,7 @@ from transformers.integrations import sdpa_attention
 
 from icrl_utils.hardware import has_ampere, resolve_precision
 from icrl_utils.history import HistoryFormat
-from icrl_utils.models import ADAPTERS, CONTEXT, add_adapters, file_sha256, in_repository, never_repack
+from icrl_utils.models import CONTEXT, add_adapters, check_adapter, file_sha256, in_repository, never_repack
 from icrl_utils.profiles import PROFILES
 from icrl_utils.tokenizers import make_paper_tokenizer
 
@@ -65,11 +65,10 @@ def load_model(
 
     Raises:
         ValueError: a checkpoint that is no causal Llama or is quantized already, a tokenizer that splits the action
-            words, bfloat16 on a card without it, an unknown adapter or quantization. FileNotFoundError: no such
-            checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
+            words, bfloat16 on a card without it, no such device, an unknown adapter or quantization.
+            FileNotFoundError: no such checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
     """
-    if adapter not in ADAPTERS:
-        raise ValueError(f"adapter={adapter!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
+    check_adapter(adapter, rank)
     load = plan_load(name_or_path, quantization, device, dtype)
     text = load_history(name_or_path, history)
     model = add_adapters(load(), adapter, rank, seed)
@@ -97,28 +96,43 @@ def plan_load(
             f"quantization={quantization!r} needs bitsandbytes: run `python -m pip install -r requirements.txt`, or "
             "pass quantization=None (four times the memory for the weights)."
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = existing_device(device)
     dtype = compute_dtype(device, dtype)
     check_checkpoint(name_or_path)
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
     def load() -> PreTrainedModel:
         avoid_math_kernel(device, dtype)
+        nf4 = quantization and BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
         model = AutoModelForCausalLM.from_pretrained(
             _source(name_or_path),
             dtype=dtype,
-            quantization_config=nf4 if quantization else None,
+            quantization_config=nf4,
             device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
             attn_implementation="sdpa",
         )
         return never_repack(model).eval()
 
     return load
+
+
+def existing_device(device: str | torch.device | None) -> torch.device:
+    """``device``, or by default the GPU where there is one. Raises ValueError where it is neither a GPU that torch
+    sees nor the CPU."""
+    gpus = torch.cuda.device_count()
+    try:
+        found = torch.device(device or ("cuda" if gpus else "cpu"))
+    except RuntimeError:
+        found = None
+    if found and (found.type == "cpu" or found.type == "cuda" and (found.index or 0) < gpus):
+        return found
+    raise ValueError(
+        f"device={str(device)!r} is not here: torch sees the CPU and {gpus} CUDA GPUs; leave device out, or pass 'cpu'."
+    )
 
 
 def avoid_math_kernel(device: torch.device, dtype: torch.dtype) -> None:
@@ -154,9 +168,10 @@ def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> tor
     return dtype
 
 
-def check_checkpoint(name_or_path: str | Path) -> dict:
-    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_model` about it."""
-    shown = f"name_or_path={str(name_or_path)!r}"
+def check_checkpoint(name_or_path: str | Path, argument: str = "name_or_path") -> dict:
+    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_model` about it, which
+    call it ``argument``."""
+    shown = f"{argument}={str(name_or_path)!r}"
     try:
         config, _ = PretrainedConfig.get_config_dict(_source(name_or_path))
     except OSError as error:
@@ -188,12 +203,12 @@ def check_checkpoint(name_or_path: str | Path) -> dict:
     return config
 
 
-def load_history(name_or_path: str | Path, history: str) -> HistoryFormat:
+def load_history(name_or_path: str | Path, history: str, argument: str = "name_or_path") -> HistoryFormat:
     """The history format named ``history`` with the checkpoint's tokenizer; weights are not touched.
 
-    Raises ValueError if the checkpoint cannot read that format.
+    Raises ValueError if the checkpoint cannot read that format, and the errors of `check_checkpoint`.
     """
-    rows = check_checkpoint(name_or_path)["vocab_size"]
+    rows = check_checkpoint(name_or_path, argument)["vocab_size"]
     tokenizer = AutoTokenizer.from_pretrained(_source(name_or_path)) if history == "paper" else None
     text = HistoryFormat(history, tokenizer)
     fits = rows >= text.vocab_size if tokenizer else rows == text.vocab_size

@@ -98,7 +98,7 @@ def training_source(config: TrainConfig) -> SliceSource:
         maps = lake.training_maps(maps, config.map_pool, np.random.default_rng([config.seed, 2**31]))
     if config.history == "compact":
         base_folder(config.base)  # the tiny Llama is never looked for on the Hub
-    history = load_history(config.base, config.history)
+    history = load_history(config.base, config.history, "base")
     return SliceSource(maps, config.behaviour, config.order, config.quality, config.relabel, config.crossing, history)
 
 

@@ -6,7 +6,7 @@ Derived on: hidden 128, intermediate 352, 4 layers, 4 heads, 2 key-value heads, 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 
 from icrl_utils import bench_real, memory
 from icrl_utils.bench import peak_bytes
@@ -148,3 +148,17 @@ def test_unknown_settings_are_refused():
         memory.plan(BIG, quantization="int8")
     with pytest.raises(ValueError, match=r"slices=0 must be at least 1"):
         memory.plan(BIG, slices=0)
+
+
+def test_models_that_cannot_be_planned_are_refused_as_loading_would(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="model='no/such/place' is neither a folder with a config.json nor"):
+        memory.plan("no/such/place")
+    BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model=.* is a 'bert' model"):
+        memory.plan(tmp_path)
+
+
+def test_a_folder_is_planned_by_its_config(llama3_folder):
+    planned = memory.plan(llama3_folder, dtype=torch.float32)
+    assert planned.weights == sum(p.nbytes for p in load_llama(llama3_folder, None, "cpu").parameters())

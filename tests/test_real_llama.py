@@ -1,6 +1,7 @@
 """Real checkpoints, proved on small ones: 4-bit bases, their gradients, activation checkpointing, and bad input."""
 
 import dataclasses
+import importlib.metadata
 import json
 import logging
 
@@ -14,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BertConfig, BitsAndBytesConfig, LlamaConfig
 
 from icrl_utils import dqn, real_llama
+from icrl_utils.__main__ import main
 from icrl_utils.agent import Agent, load_agent
 from icrl_utils.bench import Rereader
 from icrl_utils.history import Episode, HistoryFormat
@@ -50,7 +52,7 @@ BOTH_ADAPTERS = pytest.mark.parametrize("adapter", ADAPTERS)
 
 
 def load(folder, **options):
-    return load_model(folder, rank=4, device="cpu", **options)
+    return load_model(folder, **{"rank": 4, "device": "cpu"} | options)
 
 
 def move_adapters(model, size=0.2):
@@ -389,6 +391,9 @@ def test_a_name_that_is_nowhere(no_weights, monkeypatch, tmp_path):
     ("options", "error", "message"),
     [
         ({"adapter": "dora"}, ValueError, "adapter='dora' is unknown; choose one of lora, ia3"),
+        ({"rank": 0}, ValueError, "rank=0 must be at least 1"),
+        ({"device": "gpu"}, ValueError, "device='gpu' is not here: torch sees the CPU and . CUDA GPUs; leave"),
+        ({"device": "cuda:9"}, ValueError, "device='cuda:9' is not here"),
         ({"quantization": "int8"}, ValueError, "quantization='int8' is unknown; choose 'nf4' or None"),
         ({"history": "compact"}, ValueError, "history='compact' has 72 tokens.*1289 embedding rows.*'paper'"),
         ({"dtype": torch.float16}, ValueError, "dtype=torch.float16 needs a CUDA GPU"),
@@ -400,10 +405,32 @@ def test_bad_arguments(no_weights, llama3_folder, options, error, message):
         load(llama3_folder, **options)
 
 
-def test_without_bitsandbytes(no_weights, monkeypatch, llama3_folder):
+@pytest.fixture
+def no_bitsandbytes(monkeypatch):
+    def missing(*_, **__):
+        raise importlib.metadata.PackageNotFoundError("bitsandbytes")
+
     monkeypatch.setattr(real_llama.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(real_llama, "BitsAndBytesConfig", missing)  # it asks for the version that is installed
+
+
+def test_without_bitsandbytes(no_weights, no_bitsandbytes, llama3_folder):
     with pytest.raises(ImportError, match="quantization='nf4' needs bitsandbytes.*requirements.txt.*quantization=None"):
         load(llama3_folder)
+
+
+def test_without_bitsandbytes_all_but_4_bits_works(no_bitsandbytes, llama3_folder):
+    assert not hasattr(load_llama(llama3_folder, None, "cpu"), "quantization_method")
+
+
+def test_without_bitsandbytes_the_command_line_says_so_in_one_line(
+    no_weights, no_bitsandbytes, llama3_folder, tmp_path, capsys
+):
+    options = "--history=paper --quantization=nf4 --relabel=0 --world-model=0 --steps-per-chunk=1 --map-pool=2"
+    command = ["train", "--profile=cpu", f"--base={llama3_folder}", f"--out={tmp_path / 'run'}", *options.split()]
+    assert main([*command, "--device=cpu", "--slices=1", "--slice-tokens=64", "--stretch=1"]) == 1
+    assert capsys.readouterr().err.startswith("error: quantization='nf4' needs bitsandbytes: run `python -m pip")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tiny_llama_loads_through_the_same_calls():

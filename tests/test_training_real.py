@@ -402,6 +402,7 @@ def test_the_plan_counts_the_maps_of_an_evaluation(eight_billion, tmp_path, monk
 def test_bf16_on_a_card_without_it_is_refused_before_weights_are_loaded(llama3_folder, monkeypatch, no_weights):
     t4 = types.SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=1)
     monkeypatch.setattr(training, "free_memory", lambda device: 14 * GIB)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
     with pytest.raises(ValueError, match="Tesla T4 has no bfloat16 in hardware"):

@@ -674,24 +674,31 @@ def test_training_moves_both_adapters_and_nothing_else(base, tmp_path, monkeypat
 # ------------------------------------------------------------------------------------------------- two processes
 
 
-def test_two_processes_make_the_update_of_one_with_all_slices(base, tmp_path):
+IN_4_BITS = dict(
+    history="paper", quantization="nf4", relabel=0.0, world_model=0.0, slice_tokens=96, optimizer="adamw", lr=1e-3
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, IN_4_BITS], ids=["tiny", "nf4, paper text"])
+def test_two_processes_make_the_update_of_one_with_all_slices(changes, base, llama3_folder, tmp_path):
     """Through `accelerate launch`: data parallelism wraps the Q-network, adapters are switched beneath it."""
-    options = SMALL | dict(base=base, rank=2, steps=3, eval_every=100)
+    here = str(llama3_folder if changes else base)
+    options = SMALL | dict(base=here, rank=2, steps=3, stretch=1, eval_every=100) | changes
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     launch = (
         "-W ignore -m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
     )
     launch += " --dynamo_backend=no --main_process_port=0 -m icrl_utils train"
-    parts = "--micro-tokens=32"  # each process takes its two slices one by one, and gradients are shared at the second
-    argv = [*launch.split(), *argv, parts, f"--out={tmp_path / 'two'}"]
+    # Each process takes its two slices one by one, and gradients are shared at the second.
+    argv = [*launch.split(), *argv, f"--micro-tokens={options['slice_tokens']}", f"--out={tmp_path / 'two'}"]
     child = in_child(*argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed, _ = child.communicate(timeout=300)
     assert child.returncode == 0, printed
-    train(TrainConfig(**options | {"base": str(base), "out": str(tmp_path / "one")}), **QUIET)
+    train(TrainConfig(**options | {"out": str(tmp_path / "one")}), **QUIET)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
-    half = train(TrainConfig(**options | {"base": str(base), "out": str(tmp_path / "half"), "slices": 2}), **QUIET)
+    half = train(TrainConfig(**options | {"out": str(tmp_path / "half"), "slices": 2}), **QUIET)
     difference = [(two[name] - p).abs().max() for name, p in load_file(half / "adapter_model.safetensors").items()]
     assert max(difference) > 1e-3  # one process with its share of the slices would have gone elsewhere
     for alone, shared in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):

@@ -56,7 +56,6 @@ from icrl_utils.world_model import (
     outcomes_of_moves,
     seen_move_accuracy,
     seen_pair_accuracy,
-    seen_pair_accuracy_in_paper,
     world_model_loss,
 )
 
@@ -209,11 +208,7 @@ def model_to_pretrain(config: PretrainConfig, history: HistoryFormat) -> PreTrai
 
 def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor, header: Tensor | None = None) -> dict[str, float]:
     """In-context knowledge: what the history has shown about a move, asked after the move, and before it."""
-    if header is None:
-        after, _ = seen_pair_accuracy(world.model, exam.ids, action_ids)
-    else:
-        observation = observation_positions(exam.ids, header)
-        after, _ = seen_pair_accuracy_in_paper(world.model, exam, action_ids, observation)
+    after, _ = seen_pair_accuracy(world.model, exam, action_ids, header)
     before, _ = seen_move_accuracy(world, exam)
     return {"seen_pair_accuracy": after, "seen_move_accuracy": before}
 

@@ -11,13 +11,12 @@ Both are asked in both history formats. In ``paper`` text an observation is seve
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from icrl_utils.history import COMPACT_WORDS, GOAL, HOLE, LIMIT, OUTCOMES, HistoryFormat
+from icrl_utils.history import COMPACT_WORDS, GOAL, HOLE, OUTCOMES
 from icrl_utils.qvalues import backbone, take
 from icrl_utils.replay import Batch
 
@@ -120,43 +119,27 @@ def outcomes_of_moves(batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def seen_pair_accuracy(model: nn.Module, ids: Tensor, action_ids: Tensor) -> tuple[float, int]:
+def seen_pair_accuracy(
+    model: nn.Module, batch: Batch, action_ids: Tensor, header: Tensor | None = None
+) -> tuple[float, int]:
     """How often the likeliest next observation after a (tile, action) pair already seen in the context is the true one.
 
     Lakes do not slip, so a perfect in-context world model scores 1. Steps that end by the step limit are left out:
-    the pair does not tell them. ``ids`` int64 [B, T] are compact slices of one map each.
+    the pair does not tell them. ``batch`` are slices of one map each, ``header`` is that of `observation_positions`. In
+    the ``paper`` format right is who has the tile and both tokens behind it right, each of them given those before.
 
     Returns:
         accuracy, number of such pairs.
     """
-    position = observation_positions(ids)
-    tile, action, truth = (ids.gather(1, position + shift).cpu().numpy() for shift in (-1, 0, 1))
-    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[:, 1:-1:2]
-    logits = model.get_output_embeddings()(hidden).index_fill(-1, action_ids, float("-inf"))
-    right = logits.argmax(-1).cpu().numpy() == truth
-    pair = tile * 1000 + action
-    seen = np.ones(pair.shape, bool)
-    for row, pairs in enumerate(pair):
-        seen[row, np.unique(pairs, return_index=True)[1]] = False  # where each pair stands for the first time
-    limit = HistoryFormat("compact").tokenize(OUTCOMES[LIMIT])
-    asked = seen & np.isin(action, action_ids.cpu().numpy()) & (truth != limit)
-    return float(right[asked].mean()), int(asked.sum())
-
-
-@torch.no_grad()
-def seen_pair_accuracy_in_paper(
-    model: nn.Module, batch: Batch, action_ids: Tensor, observation: Tensor
-) -> tuple[float, int]:
-    """`seen_pair_accuracy` in the ``paper`` format: right is who has the tile and both tokens behind it right, each of
-    them given those before. ``observation`` are the `observation_positions` of ``batch.ids``."""
+    observation, telling = observation_positions(batch.ids, header), 1 if header is None else 3
     past = same_tile_before(batch) & (batch.action[:, :, None] == batch.action[:, None, :])
     asked = past.diagonal(dim1=1, dim2=2) & (past.sum(-1) > 1)  # a decision with a known end, not the first of its pair
     hidden = backbone(model)(input_ids=batch.ids, use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(take(hidden, observation)).index_fill(-1, action_ids, float("-inf"))
     words = observed_words(batch.ids, observation)
-    right = F.pad((logits.argmax(-1) == words) | (words == NOT_TRIED), (0, 3), value=True)
+    right = F.pad((logits.argmax(-1) == words) | (words == NOT_TRIED), (0, telling), value=True)
     first = torch.searchsorted(observation.contiguous(), batch.position, right=True)  # the first one after a decision
-    all_right = torch.stack([right.gather(1, first + shift) for shift in range(3)]).all(0)
+    all_right = torch.stack([right.gather(1, first + shift) for shift in range(telling)]).all(0)
     return all_right[asked].float().mean().item(), int(asked.sum())
 
 

@@ -25,7 +25,7 @@ from icrl_utils.world_model import (
     observation_positions,
     observed_words,
     outcomes_of_moves,
-    seen_pair_accuracy_in_paper,
+    seen_pair_accuracy,
     world_model_loss,
 )
 
@@ -157,10 +157,9 @@ class Oracle(nn.Module):
 def test_seen_pair_accuracy():
     """Seen before: (8, right) at decisions 4 and 6, (9, down) at 7, and (8, up) at 3, which the step limit ended."""
     batch = played([*PLAYED[:3], PLAYED[0]])  # ends with the end of the text, behind which nothing is told
-    observation = observation_positions(batch.ids, HEADER)
 
     def accuracy(*wrong):
-        return seen_pair_accuracy_in_paper(Oracle(wrong), batch, ACTION_IDS, observation)
+        return seen_pair_accuracy(Oracle(wrong), batch, ACTION_IDS, HEADER)
 
     assert accuracy() == (1.0, 3)
     first, second = batch.position[0, [4, 6]].tolist()

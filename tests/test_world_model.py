@@ -80,21 +80,21 @@ EXAM = "8 right 9 down hole reset 8 right 9 down hole reset 8 up 8 right 9 left 
 
 
 def test_seen_pair_accuracy_of_a_perfect_model_is_one():
-    assert seen_pair_accuracy(Oracle(), tokens(EXAM), ACTION_IDS) == (1.0, 3)
+    assert seen_pair_accuracy(Oracle(), play(EXAM), ACTION_IDS) == (1.0, 3)
 
 
 def test_seen_pair_accuracy_counts_repeated_pairs_only():
     """Seen before: (8, right) at 7 and 15, (9, down) at 9. Not asked: the first time, resets, the step limit."""
-    exam = tokens(EXAM)
+    exam = play(EXAM)
     assert seen_pair_accuracy(Oracle(wrong=[1, 3, 5, 11, 13, 17, 19]), exam, ACTION_IDS) == (1.0, 3)
     for position in (7, 9, 15):
         assert seen_pair_accuracy(Oracle(wrong=[position]), exam, ACTION_IDS)[0] == pytest.approx(2 / 3)
-    twice = torch.cat([exam, exam])  # rows are histories of their own: nothing was seen in another row
+    twice = play(EXAM, EXAM)  # rows are histories of their own: nothing was seen in another row
     assert seen_pair_accuracy(Oracle(wrong=[7]), twice, ACTION_IDS) == (pytest.approx(2 / 3), 6)
 
 
 def test_seen_pair_accuracy_leaves_out_a_seen_pair_that_the_clock_ended():
-    assert seen_pair_accuracy(Oracle(), tokens("8 up 8 up limit reset 8 up 8"), ACTION_IDS)[1] == 1
+    assert seen_pair_accuracy(Oracle(), play("8 up 8 up limit reset 8 up 8 left"), ACTION_IDS)[1] == 1
 
 
 def test_latest_try_and_what_it_led_to():

@@ -243,9 +243,10 @@ plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player i
 # context has already shown it:
 
 # %%
+from icrl_utils.replay import make_batch
 from icrl_utils.world_model import seen_pair_accuracy
 
-accuracy, pairs = seen_pair_accuracy(base, torch.from_numpy(batch), action_ids)
+accuracy, pairs = seen_pair_accuracy(base, make_batch(batch, history), action_ids)
 print(f"next observation right: {accuracy:.1%} of {pairs:,} (tile, action) pairs that the context had shown before")
 
 # %% [markdown]

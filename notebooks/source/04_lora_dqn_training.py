@@ -80,11 +80,12 @@ plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pret
 # before the others are there. Let us hold the first exam here, on development lakes:
 
 # %%
+from icrl_utils.replay import make_batch
 from icrl_utils.training import PretrainConfig, development_transcripts
 from icrl_utils.world_model import seen_pair_accuracy
 
 exam = development_transcripts(PretrainConfig(slice_tokens=256 if small else 640), history, n=8 if small else 64)
-accuracy, pairs = seen_pair_accuracy(base, exam, torch.as_tensor(history.action_ids))
+accuracy, pairs = seen_pair_accuracy(base, make_batch(exam.numpy(), history), torch.as_tensor(history.action_ids))
 print(f"right on {accuracy:.2%} of {pairs:,} pairs that were seen before in the same history")
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
@@ -81,6 +81,9 @@ def plan(model: str | PreTrainedConfig, **settings) -> Plan:
 
     Raises ValueError for settings that do not exist, see `Settings`, and the errors of `real_llama.check_checkpoint`.
     """
+    if unknown := settings.keys() - {f.name for f in fields(Settings)}:
+        known = ", ".join(f.name for f in fields(Settings))
+        raise ValueError(f"settings {', '.join(sorted(unknown))} are unknown; choose among {known}.")
     if isinstance(model, PreTrainedConfig):
         return Plan(model, Settings(**settings))
     config = SHAPES.get(model) or LlamaConfig.from_dict(check_checkpoint(model, "model"))

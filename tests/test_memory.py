@@ -148,6 +148,8 @@ def test_unknown_settings_are_refused():
         memory.plan(BIG, quantization="int8")
     with pytest.raises(ValueError, match=r"slices=0 must be at least 1"):
         memory.plan(BIG, slices=0)
+    with pytest.raises(ValueError, match=r"settings batch are unknown; choose among slices, slice_tokens"):
+        memory.plan(BIG, batch=5)
 
 
 def test_models_that_cannot_be_planned_are_refused_as_loading_would(tmp_path, monkeypatch):

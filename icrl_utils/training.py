@@ -52,7 +52,6 @@ from icrl_utils.tokenizers import make_compact_tokenizer, make_paper_tokenizer
 from icrl_utils.world_model import (
     NOT_TRIED,
     WorldModel,
-    latest_tries,
     observation_positions,
     outcomes_of_moves,
     seen_move_accuracy,
@@ -170,17 +169,17 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
 
     for batch in run.batches(batches(data, run.step, accelerator)):
         observation = observation_positions(batch.ids, header)
-        following, *answers = net(batch.ids, batch.position, observation)
-        losses = [world_model_loss(following, batch.ids, action_ids, observation)]
-        for logits, outcome in zip(answers, outcomes_of_moves(latest_tries(batch), batch), strict=True):
-            # Of all processes: data parallelism averages their gradients.
-            count = accelerator.reduce((outcome != NOT_TRIED).sum(), "sum").clamp(min=1) / accelerator.num_processes
-            losses.append(F.cross_entropy(logits.flatten(0, 2), outcome.flatten(), reduction="sum") / count)
-        accelerator.backward(sum(losses))
+        following, moves = net(batch.ids, batch.position, observation)
+        outcome = outcomes_of_moves(batch)
+        # Of all processes: data parallelism averages their gradients.
+        count = accelerator.reduce((outcome != NOT_TRIED).sum(), "sum").clamp(min=1) / accelerator.num_processes
+        loss = world_model_loss(following, batch.ids, action_ids, observation)
+        loss_of_moves = F.cross_entropy(moves.flatten(0, 2), outcome.flatten(), reduction="sum") / count
+        accelerator.backward(loss + loss_of_moves)
         norm = run.update(world.parameters())
         if run.due(config.log_every):
-            row = dict(zip(("loss", "loss_of_moves", "loss_of_two_moves"), losses, strict=True))
-            row = {name: accelerator.reduce(value.detach(), "mean").item() for name, value in row.items()}
+            row = {"loss": loss.detach(), "loss_of_moves": loss_of_moves.detach()}
+            row = {name: accelerator.reduce(value, "mean").item() for name, value in row.items()}
             run.log(row | {"grad_norm": norm.item()})
         if run.due(config.eval_every) and run.main and run.step < config.steps:
             with run.off_the_clock():
@@ -210,8 +209,8 @@ def model_to_pretrain(config: PretrainConfig, history: HistoryFormat) -> PreTrai
 def accuracies(world: WorldModel, exam: Batch, action_ids: Tensor, header: Tensor | None = None) -> dict[str, float]:
     """In-context knowledge: what the history has shown about a move, asked after the move, and before it."""
     after, _ = seen_pair_accuracy(world.model, exam, action_ids, header)
-    one, two = seen_move_accuracy(world, exam)
-    return {"seen_pair_accuracy": after, "seen_move_accuracy": one, "seen_two_moves_accuracy": two}
+    before, _ = seen_move_accuracy(world, exam)
+    return {"seen_pair_accuracy": after, "seen_move_accuracy": before}
 
 
 def development_transcripts(config: RunConfig, history: HistoryFormat, n: int = 64) -> Tensor:

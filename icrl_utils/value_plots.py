@@ -140,18 +140,16 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
 
 _PANELS = {  # panel title -> columns of train_log.csv that it shows, where they are
     "TD error (mean square)": ("td_error",),
-    "loss": ("loss", "total_loss", "loss_of_moves", "loss_of_two_moves"),
+    "loss": ("loss", "total_loss", "loss_of_moves"),
     "success on development lakes": ("success_first", "success_last", "greedy_10_14", "greedy_last"),
-    "right about moves seen before": ("seen_pair_accuracy", "seen_move_accuracy", "seen_two_moves_accuracy"),
+    "right about moves seen before": ("seen_pair_accuracy", "seen_move_accuracy"),
 }
 _NAMES = {
     "loss": "loss",
     "total_loss": "with world model",
     "loss_of_moves": "of all four moves",
-    "loss_of_two_moves": "of two moves in a row",
     "seen_pair_accuracy": "asked after the move",
     "seen_move_accuracy": "asked before it",
-    "seen_two_moves_accuracy": "two moves before it",
     "success_first": "first ten episodes",
     "success_last": "last ten episodes",
     "greedy_10_14": "greedy, episodes 10–14",

@@ -241,7 +241,7 @@ def test_pretrained_folder_is_complete(base):
     assert facts["steps_done"] == 5 and facts["tokens"] == 5 * 4 * 32
     log = rows(base)
     assert [int(row["step"]) for row in log] == [1, 2, 3, 4, 5]
-    for exam in ("seen_pair_accuracy", "seen_move_accuracy", "seen_two_moves_accuracy"):
+    for exam in ("seen_pair_accuracy", "seen_move_accuracy"):
         assert [bool(row[exam]) for row in log] == [False, False, False, True, True]
         assert float(log[-1][exam]) == pytest.approx(facts[exam], abs=1e-5)
 
@@ -341,10 +341,7 @@ def test_load_agent_loads_what_was_trained(adapter):
 # ---------------------------------------------------------------------------------- interruption and resumption
 
 
-EVALUATED = (
-    "seen_pair_accuracy", "seen_move_accuracy", "seen_two_moves_accuracy", "success_first", "success_last",
-    "greedy_10_14", "greedy_last",
-)  # fmt: skip
+EVALUATED = ("seen_pair_accuracy", "seen_move_accuracy", "success_first", "success_last", "greedy_10_14", "greedy_last")
 
 
 def stop_after(monkeypatch, step):

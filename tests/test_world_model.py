@@ -14,9 +14,7 @@ from icrl_utils.replay import make_batch
 from icrl_utils.world_model import (
     NOT_TRIED,
     WorldModel,
-    at_own_tile,
-    before_now,
-    latest_tries,
+    latest_try,
     observation_positions,
     outcomes_of_moves,
     seen_move_accuracy,
@@ -53,10 +51,9 @@ def test_actions_carry_no_loss_in_pretraining():
     model = new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, 16, 1, 2)
     world = WorldModel(model)
     batch = play("8 right 9 down hole reset 8 left 8 left 8")
-    following, *answers = world(batch.ids, batch.position)
-    truth = outcomes_of_moves(latest_tries(batch), batch)
-    losses = [F.cross_entropy(a.flatten(0, 2), t.flatten()) for a, t in zip(answers, truth, strict=True)]
-    (world_model_loss(following, batch.ids, ACTION_IDS) + sum(losses)).backward()
+    following, moves = world(batch.ids, batch.position)
+    loss_of_moves = F.cross_entropy(moves.flatten(0, 2), outcomes_of_moves(batch).flatten())
+    (world_model_loss(following, batch.ids, ACTION_IDS) + loss_of_moves).backward()
     gradient = model.lm_head.weight.grad
     assert (gradient[ACTION_IDS] == 0).all() and gradient[9].abs().sum() > 0
 
@@ -100,29 +97,19 @@ def test_seen_pair_accuracy_leaves_out_a_seen_pair_that_the_clock_ended():
     assert seen_pair_accuracy(Oracle(), play("8 up 8 up limit reset 8 up 8 left"), ACTION_IDS)[1] == 1
 
 
-def test_latest_tries_and_what_they_led_to():
+def test_latest_try_and_what_it_led_to():
     batch = play("8 right 9 down hole reset 8 up 8 up limit reset 8 right 9 left")
     # decisions:   0       1                  2    3                 4       5 (what left led to is not told)
-    tries = latest_tries(batch)
-    tried = at_own_tile(tries, batch)[0]
+    tried = latest_try(batch)[0]
     assert tried[0].tolist() == [-1, -1, 0, -1]  # a decision's own move counts
     assert tried[1].tolist() == [-1, 1, -1, -1]  # nothing is known about 9 from what was done on 8
     assert tried[2].tolist() == [-1, -1, 0, 2]
     assert tried[3].tolist() == [-1, -1, 0, 2]  # the limit ended this step up: the one before it counts
     assert tried[4].tolist() == [-1, -1, 4, 2]
     assert tried[5].tolist() == [-1, 1, -1, -1]
-    assert tries[0, 2, 9].tolist() == [-1, 1, -1, -1] and (tries[0, 5, 10] == -1).all()
-    before = at_own_tile(before_now(tries), batch)[0]
-    assert before[0].tolist() == [-1] * 4 and before[4].tolist() == [-1, -1, 0, 2]
-    one, two = (word[0] for word in outcomes_of_moves(tries, batch))
-    hole = HISTORY.tokenize("hole")[0]
-    assert one[4, RIGHT] == 9 and one[4, UP] == 8 and one[4, LEFT] == NOT_TRIED
-    assert one[5, DOWN] == hole
-    two = two.unflatten(-1, (4, 4))
-    assert two[0, RIGHT].tolist() == [NOT_TRIED] * 4  # nobody has been on 9 yet
-    assert two[2, RIGHT].tolist() == [NOT_TRIED, hole, NOT_TRIED, NOT_TRIED]
-    assert two[2, UP].tolist() == [NOT_TRIED, NOT_TRIED, 9, 8]  # a wall: the same tile again
-    assert two[4, LEFT].tolist() == [NOT_TRIED] * 4 and two[5, DOWN].tolist() == [NOT_TRIED] * 4  # untried; ended
+    word = outcomes_of_moves(batch)[0]
+    assert word[4, RIGHT] == 9 and word[4, UP] == 8 and word[4, LEFT] == NOT_TRIED
+    assert word[5, DOWN] == HISTORY.tokenize("hole")[0]
 
 
 def test_padded_decisions_are_no_tries_and_are_not_asked():
@@ -130,14 +117,12 @@ def test_padded_decisions_are_no_tries_and_are_not_asked():
     many, few = "8 right 8 right 8 right 8 right 8", "8 up hole reset 8 up hole reset 8"
     batch = play(many, few)
     assert int(batch.has_target[0].sum()) == 3 and int(batch.has_target[1].sum()) == 2
-    tried = at_own_tile(latest_tries(batch), batch)
-    assert (tried[1, 2:] == -1).all()
-    assert tried[1, 1].tolist() == [-1, -1, -1, 1]
+    assert (latest_try(batch)[1, 2:] == -1).all()
+    assert latest_try(batch)[1, 1].tolist() == [-1, -1, -1, 1]
 
 
 class Knows(WorldModel):
-    """Answers what moves lead to as ``answers`` has it: {(tile, move): word}, {(tile, move, move): word}; ``goal``
-    where it has nothing."""
+    """Answers what each move leads to as ``answers`` has it: {(tile, move): word}; ``goal`` where it has nothing."""
 
     def __init__(self, answers):
         nn.Module.__init__(self)
@@ -145,28 +130,23 @@ class Knows(WorldModel):
 
     def forward(self, ids, position):
         tile = ids.gather(1, position)
-        one, two = (torch.zeros(*position.shape, n, HISTORY.vocab_size) for n in (4, 16))
+        logits = torch.zeros(*position.shape, 4, HISTORY.vocab_size)
         for row, d in torch.cartesian_prod(*map(torch.arange, position.shape)):
-            for first in range(4):
-                at = int(tile[row, d]), first
-                one[row, d, first, HISTORY.tokenize(self.answers.get(at, "goal"))[0]] = 1.0
-                for second in range(4):
-                    word = self.answers.get((*at, second), "goal")
-                    two[row, d, 4 * first + second, HISTORY.tokenize(word)[0]] = 1.0
-        return None, one, two
+            for move in range(4):
+                word = self.answers.get((int(tile[row, d]), move), "goal")
+                logits[row, d, move, HISTORY.tokenize(word)[0]] = 1.0
+        return None, logits
 
 
-def test_seen_move_accuracy_asks_about_moves_made_before():
+def test_seen_move_accuracy_asks_about_the_other_moves_made_before():
     batch = play("8 right 9 down hole reset 8 up 8 right 9 right 10")
-    # one move: before "up" right, before the second "right" right and up, before the second move on 9 down
-    # two that end the episode, (right, down): before "up" and before the second "right"; (up, right): a tile only
-    truth = {(8, RIGHT): "9", (8, UP): "8", (9, DOWN): "hole", (8, RIGHT, DOWN): "hole"}
-    assert seen_move_accuracy(Knows(truth), batch) == (1.0, 1.0)
-    for wrong, one, two in (((8, RIGHT), 0.5, 1.0), ((8, UP), 0.75, 1.0), ((9, DOWN), 0.75, 1.0),
-                            ((8, RIGHT, DOWN), 1.0, 0.0)):  # fmt: skip
-        assert seen_move_accuracy(Knows(truth | {wrong: "10"}), batch) == (pytest.approx(one), pytest.approx(two))
-    not_made_before = {(9, RIGHT): "8", (10, UP): "8", (8, RIGHT, UP): "8"}
-    assert seen_move_accuracy(Knows(truth | not_made_before), batch) == (1.0, 1.0)
+    # asked: before "up" right, before the second "right" up, before the second move on 9 down
+    truth = {(8, RIGHT): "9", (8, UP): "8", (9, DOWN): "hole"}
+    assert seen_move_accuracy(Knows(truth), batch) == (1.0, 3)
+    for move in truth:
+        accuracy, count = seen_move_accuracy(Knows(truth | {move: "10"}), batch)
+        assert accuracy == pytest.approx(2 / 3) and count == 3
+    assert seen_move_accuracy(Knows(truth | {(9, RIGHT): "8", (10, UP): "8"}), batch) == (1.0, 3)  # not made before
 
 
 def test_the_same_seed_makes_the_same_world_model():

@@ -128,7 +128,6 @@ class TrainConfig(RunConfig):
     base: str = "assets/tiny-llama"
     out: str = "build/dqn"
     history: Literal["compact", "paper"] = "compact"  # format; "paper" for any Llama but the tiny one
-    stretch: int = 5
     quantization: Literal["none", "nf4"] = "none"  # of the base, see real_llama.load_model
     checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     micro_tokens: int | None = None  # at most so many tokens in one forward and backward pass; None: all of a step

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrl_utils import dqn, lake
 from icrl_utils.agent import Agent, maps_at_once
@@ -151,7 +151,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     if resume and is_finished(config):
         return Path(config.out)
     accelerator = make_accelerator(config.precision, config.device)
-    tokenizer = make_paper_tokenizer() if config.history == "paper" else make_compact_tokenizer()
+    tokenizer = tokenizer_to_pretrain(config)
     history = HistoryFormat(config.history, tokenizer)
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
     header = history.observation_header
@@ -196,11 +196,18 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     return run.finish(write, "model.safetensors", **source, **result)
 
 
+def tokenizer_to_pretrain(config: PretrainConfig) -> PreTrainedTokenizerBase:
+    """That of the history format; in ``paper`` text a base brings its own."""
+    folder = base_folder(config.base) if config.base else None
+    if config.history == "compact":
+        return make_compact_tokenizer()
+    return AutoTokenizer.from_pretrained(folder) if folder else make_paper_tokenizer()
+
+
 def model_to_pretrain(config: PretrainConfig, history: HistoryFormat) -> PreTrainedModel:
     """A new Llama, or the one in ``config.base``, with the rotary positions of ``config``."""
     if config.base:
-        base_folder(config.base)  # raises where there is none,
-        load_history(config.base, config.history)  # and where it cannot read this format
+        load_history(config.base, config.history, "base")  # raises where the base has not these tokens
         return load_base(config.base, rope_parameters=rope(config.rope_theta)).train()
     size = config.hidden, config.layers, config.heads, config.rope_theta
     return new_tiny_llama(history.vocab_size, history.action_ids, *size, seed=config.seed)

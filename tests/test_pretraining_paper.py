@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from icrl_utils import runs, training
 from icrl_utils.configs import PretrainConfig, TrainConfig
@@ -219,3 +220,13 @@ def test_a_resumed_run_ends_with_the_same_weights(base, tmp_path, monkeypatch):
     pretrained(out, resume=True)
     one, two = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_base_that_pretraining_goes_on_from_keeps_its_own_tokens(tmp_path):
+    tokenizer = make_paper_tokenizer(special_tokens=("<|endoftext|>",))  # without Llama 3's header tokens
+    history = HistoryFormat("paper", tokenizer)
+    new_tiny_llama(history.vocab_size, history.action_ids, 16, 1, 2).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = SMALL | dict(base=str(tmp_path / "base"), out=str(tmp_path / "on"), steps=1)
+    after = pretrain(PretrainConfig(**options), progress=False)
+    assert AutoTokenizer.from_pretrained(after).get_vocab() == tokenizer.get_vocab() != TOKENIZER.get_vocab()

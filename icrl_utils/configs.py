@@ -266,7 +266,6 @@ def _real_options(profile: Profile) -> dict[str, object]:
         "warmup": steps // 10,
         "slices": profile.slices,
         "slice_tokens": profile.slice_tokens,
-        "stretch": 1,
         "micro_tokens": profile.slice_tokens,
         "relabel": 0.0,
         "world_model": 0.0,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
-from icrl_utils.models import ADAPTERS
+from icrl_utils.models import check_adapter
 from icrl_utils.real_llama import check_checkpoint
 
 GIB = 2**30
@@ -64,14 +64,15 @@ class Settings:
     history_tokens: int = 4096  # of each at its end
 
     def __post_init__(self) -> None:
+        check_adapter(self.adapter, self.rank)
         choices = {
-            "adapter": ADAPTERS, "optimizer": ("adamw", "muon"), "quantization": (None, "nf4"),
+            "optimizer": ("adamw", "muon"), "quantization": (None, "nf4"),
             "dtype": (torch.float32, torch.bfloat16, torch.float16),
         }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
-        for name in ("slices", "slice_tokens", "rank", "maps", "history_tokens"):
+        for name in ("slices", "slice_tokens", "maps", "history_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
 
@@ -81,9 +82,9 @@ def plan(model: str | PreTrainedConfig, **settings) -> Plan:
 
     Raises ValueError for settings that do not exist, see `Settings`, and the errors of `real_llama.check_checkpoint`.
     """
-    if unknown := settings.keys() - {f.name for f in fields(Settings)}:
-        known = ", ".join(f.name for f in fields(Settings))
-        raise ValueError(f"settings {', '.join(sorted(unknown))} are unknown; choose among {known}.")
+    known = [f.name for f in fields(Settings)]
+    if unknown := settings.keys() - set(known):
+        raise ValueError(f"settings {', '.join(sorted(unknown))} are unknown; choose among {', '.join(known)}.")
     if isinstance(model, PreTrainedConfig):
         return Plan(model, Settings(**settings))
     config = SHAPES.get(model) or LlamaConfig.from_dict(check_checkpoint(model, "model"))

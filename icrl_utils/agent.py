@@ -1,4 +1,4 @@
-"""The Llama as a policy: many histories in lock-step, one forward pass per step, greedy over four Q-values.
+"""The Llama as a policy: many histories in lock-step, one forward pass per step, a choice among four Q-values.
 
 Each step appends a few tokens to every history (two in the compact format). Keys and values of all earlier tokens
 are kept in buffers that double when they are full, so that no step copies them. Which earlier tokens a history may
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -40,10 +41,21 @@ def maps_at_once(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
 
 
-class Agent:
-    """A causal Llama that plays: it reads its history and takes the action with the largest of four Q-values.
+def draw_actions(z: np.ndarray, temperature: float, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+    """int64 [n]: for each row of z [n, 4] a draw from softmax(z / temperature), with its own generator; at temperature
+    0 the largest. The largest of z / temperature plus Gumbel noise is such a draw."""
+    if temperature:
+        z = z / temperature + np.stack([rng.gumbel(size=4) for rng in rngs])
+    return z.argmax(1)
 
-    Q(history, a) = link(scale * logit of a's word - offset) at the last token of the history (see ``QReadout``).
+
+class Agent:
+    """A causal Llama that plays: it reads its history and chooses an action by four Q-values.
+
+    Q(history, a) = link(z_a), z_a = scale * logit of a's word - offset at the last token of the history (see
+    ``QReadout``). The action is drawn from softmax(z / temperature), or is the largest where the temperature is 0.
+    Behind the sigmoid link z is about log Q where Q is small: which of two moves is drawn depends on the *ratio* of
+    their values. Ties are broken at random, which ends the circles of a greedy player, and a seen hole is never drawn.
 
     Args:
         model: a ``LlamaForCausalLM``, plain or wrapped by peft (its active adapter plays). It is used, not copied: a
@@ -55,6 +67,7 @@ class Agent:
             dropped ones: their keys and values are not recomputed.
         autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
         training_seed: in records; the seed of the training run that made the weights, None for a live one.
+        temperature: in units of the read-out z.
     """
 
     def __init__(
@@ -67,7 +80,10 @@ class Agent:
         max_tokens: int = CONTEXT,
         autocast: torch.dtype | None = None,
         training_seed: int | None = None,
+        temperature: float = 0.0,
     ):
+        if not temperature >= 0:
+            raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")
         if model.config._attn_implementation != "sdpa":
             raise ValueError(
                 f"model uses attn_implementation={model.config._attn_implementation!r}; load it with 'sdpa', the only "
@@ -76,6 +92,7 @@ class Agent:
         self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
         self.name = name or ("agent" if memory else "memory-less")
         self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
+        self.temperature = temperature
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
         self._warned = False
 
@@ -87,8 +104,8 @@ class Agent:
     def batch_maps(self) -> int:
         return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator | None = None) -> None:
-        n = len(maps)
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        n, self._rngs = len(maps), rngs
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
         self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
@@ -97,7 +114,7 @@ class Agent:
         self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def act(self, step: Step) -> np.ndarray:
-        return self.append(step).argmax(1).cpu().numpy()
+        return draw_actions(self.append(step).cpu().numpy(), self.temperature, self._rngs)
 
     def append(self, step: Step) -> Tensor:
         """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
@@ -119,6 +136,7 @@ class Agent:
         return self._read(last)
 
     def keep(self, rows: np.ndarray) -> None:
+        self._rngs = [self._rngs[row] for row in rows]
         rows = torch.from_numpy(rows).to(self.device)
         for layer in self._cache.layers:
             layer.keep(rows)
@@ -219,7 +237,7 @@ def load_agent(
         memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
         device: by default the GPU where there is one.
         base: the base model's folder or name on the Hub; by default the one that the adapter's run.json names.
-        options: more arguments of ``Agent``.
+        options: more arguments of ``Agent``; ``temperature`` is by default that of the training's configuration.
 
     The adapter is merged into a float32 base: the same function, without the adapter's extra products. A base in
     half precision or in 4 bits would lose a part of it, so there it stays apart.
@@ -255,6 +273,7 @@ def load_agent(
     model = keep_dtype(PeftModel.from_pretrained(model, folder))
     if model.dtype == torch.float32 and not quantization:
         model = model.merge_and_unload()
+    options = {"temperature": run["config"].get("temperature", 0.0)} | options
     return Agent(
         model.eval(), history, QReadout(**run["readout"]), memory, training_seed=run["config"]["seed"], **options
     )

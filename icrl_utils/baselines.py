@@ -24,8 +24,8 @@ from icrl_utils.tabular import TabularQ
 class RandomPolicy:
     name = "random"
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
-        self._rng = rng
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        self._rng = rngs[0]
 
     def act(self, step: Step) -> np.ndarray:
         return self._rng.integers(4, size=len(step.tile))
@@ -41,8 +41,8 @@ class TabularPolicy:
         self.initial_value = initial_value
         self.name = "optimistic tabular Q" if initial_value > 0 else "tabular Q"
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
-        self._rng = rng
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        self._rng = rngs[0]
         self._table = TabularQ(len(maps), max(lake.n_tiles for lake in maps), self.initial_value)
         self._tile = np.zeros(len(maps), np.int64)
 
@@ -76,9 +76,9 @@ class RMaxPolicy:
     name = "R-max"
     _FAR = 1_000  # longer than any path
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, tiles = len(maps), max(lake.n_tiles for lake in maps)
-        self._rng = rng
+        self._rng = rngs[0]
         self._tile = np.zeros(n, np.int64)
         self._next = np.full((n, tiles, 4), -1, np.int64)  # tile after each action, -1 if it was never tried
         self._to_goal = np.full((n, tiles, 4), self._FAR)  # moves to a goal, this action first
@@ -135,8 +135,8 @@ class OraclePolicy:
 
     name = "oracle"
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
-        self._rng = rng
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        self._rng = rngs[0]
         self._optimal = LakeTables(maps).optimal
 
     def act(self, step: Step) -> np.ndarray:

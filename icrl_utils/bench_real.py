@@ -257,7 +257,7 @@ class Generator:
     def __init__(self, model: LlamaForCausalLM, history: HistoryFormat):
         self.model, self.history = model, history
 
-    def start(self, maps, rng) -> None:
+    def start(self, maps, rngs) -> None:
         self.ids = np.zeros(0, np.int64)
 
     def act(self, step) -> np.ndarray:

@@ -47,7 +47,7 @@ class RunConfig:
     # What does not change the result. A run may be resumed with other values of these.
     INDIFFERENT: ClassVar = (
         "out", "workers", "compile", "log_every", "eval_every", "eval_maps", "eval_step_limit", "save_every",
-        "minutes", "device", "micro_tokens", "checkpointing",
+        "minutes", "device", "micro_tokens", "checkpointing", "temperature",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -141,6 +141,7 @@ class TrainConfig(RunConfig):
     consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
     offset: float = 1.0  # read-out, see QReadout
     scale: float = 1.0
+    temperature: float = 0.5  # at play: moves are drawn from softmax(z / temperature), see `agent.Agent`
     centred: bool = False  # the offset counts from the mean logit that the base has at action words
     world_model: float = 0.1  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
@@ -219,6 +220,7 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "loss": "mse",
     "scale": 1 / 30,  # reward x 30: logit / 30 is compared with the return
     "offset": 0.0,
+    "temperature": 0.0,
     "centred": False,
     "gamma": 0.9,
     "polyak": 0.1,

@@ -25,9 +25,10 @@ class Step(NamedTuple):
 class Policy(Protocol):
     name: str
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
-        """Begin n = len(maps) fresh histories. A policy that learns may use nothing of ``maps`` but their number and
-        the size of the largest; only the oracle looks at a map, only posterior sampling knows the law of maps."""
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        """Begin n = len(maps) fresh histories, each with its own random generator. A policy that learns may use nothing
+        of ``maps`` but their number and the size of the largest; only the oracle looks at a map, only posterior
+        sampling knows the law of maps."""
 
     def act(self, step: Step) -> np.ndarray:
         """int64 [n]: the action that the policy itself would take now. Rows whose episode has just ended need no

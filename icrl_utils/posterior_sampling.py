@@ -50,9 +50,9 @@ class PosteriorSamplingPolicy:
         self._below[IS_GOAL] = 0, 1, 1
         self._below[IS_HOLE] = 0, 0, 1
 
-    def start(self, maps: list[LakeMap], rng: np.random.Generator) -> None:
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, size = len(maps), self.law.max_size
-        self._rng = rng
+        self._rng = rngs[0]
         self._tile = np.zeros(n, np.int64)
         self._known = np.zeros((n, size**2), np.int64)
         self._possible = np.ones((n, len(self._height)), bool)  # sizes

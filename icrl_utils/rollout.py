@@ -157,8 +157,9 @@ def rollout(
     )  # fmt: skip
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
         for first in range(0, n, batch_maps):
-            policy.start(maps[first : first + batch_maps], np.random.default_rng([seed, 3, first]))
-            _play(policy, np.arange(first, min(first + batch_maps, n)), luck, records, step_limit, bar)
+            rows = np.arange(first, min(first + batch_maps, n))
+            policy.start([maps[row] for row in rows], [np.random.default_rng([seed, 3, row]) for row in rows])
+            _play(policy, rows, luck, records, step_limit, bar)
     return records
 
 

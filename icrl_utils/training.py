@@ -378,7 +378,7 @@ def evaluate_in_training(
     maps = lake.development_maps("in_distribution", config.eval_maps)
     if history.name == "compact":
         model = copy.deepcopy(model).merge_and_unload()  # the function that load_agent will load, and faster
-    agent = Agent(model, history, readout)
+    agent = Agent(model, history, readout, temperature=config.temperature)
     paper = rollout(agent, maps, "paper", seed=1, step_limit=config.eval_step_limit).success
     row = {"success_first": paper[:, :10].mean().item(), "success_last": paper[:, -10:].mean().item()}
     if greedy:

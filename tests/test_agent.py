@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from icrl_utils.agent import Agent, load_agent
+from icrl_utils.agent import Agent, draw_actions, load_agent
 from icrl_utils.bench import Rereader
 from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
@@ -42,8 +42,8 @@ def sharp_model(history=COMPACT):
 class Spy(Agent):
     """Remembers z of every step, next to the original number of each row."""
 
-    def start(self, maps, rng=None):
-        super().start(maps, rng)
+    def start(self, maps, rngs):
+        super().start(maps, rngs)
         self.rows, self.seen = np.arange(len(maps)), [{} for _ in maps]
 
     def append(self, step):
@@ -107,8 +107,9 @@ def test_memory_less_cache_stays_short():
     assert lengths[False] <= 3 * 22 < lengths[True]  # 22 tokens are one episode of ten steps
 
 
-def test_actions_depend_neither_on_the_batch_nor_on_the_cache():
-    agent = Agent(sharp_model(), COMPACT, QReadout())
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_actions_depend_neither_on_the_batch_nor_on_the_cache(temperature):
+    agent = Agent(sharp_model(), COMPACT, QReadout(), temperature=temperature)
     together = rollout(agent, MAPS, "greedy", episodes=4, step_limit=20)
     apart = rollout(agent, MAPS, "greedy", episodes=4, step_limit=20, batch_maps=1)
     np.testing.assert_array_equal(together.actions, apart.actions)
@@ -124,6 +125,36 @@ def test_greedy_action_is_the_argmax_of_the_action_word_logits():
         for t in range(first.steps):
             z = uncached_z(agent.model, [Episode(first.tiles[: t + 1], first.actions[:t])])
             assert first.actions[t] == z.argmax()
+
+
+def test_actions_are_drawn_from_the_softmax_of_z_over_the_temperature():
+    """Chi-square against exp(z / t) / sum exp(z / t)."""
+    n, z = 4_000, np.array([-2.0, -2.3, -1.0, -3.0], np.float32)
+    rngs = [np.random.default_rng([1, row]) for row in range(n)]
+    count = np.bincount(draw_actions(np.tile(z, (n, 1)), 0.7, rngs), minlength=4)
+    expected = n * np.exp(z / 0.7) / np.exp(z / 0.7).sum()
+    assert ((count - expected) ** 2 / expected).sum() < 16.3  # 99.9 % of chi-square with three degrees of freedom
+    assert (draw_actions(np.tile(z, (n, 1)), 0.0, rngs) == 2).all()
+
+
+def test_every_lake_draws_from_its_own_generator():
+    """Also after others have left."""
+    agent = Spy(sharp_model(), COMPACT, QReadout(), temperature=0.5)
+    agent.start(MAPS[:3], [np.random.default_rng(row) for row in range(3)])
+    begin = Step(np.full(3, RESET), np.zeros(3, np.int64), np.full(3, RUNNING, np.uint8))
+    agent.act(begin)
+    agent.keep(np.array([0, 2]))
+    here = agent.act(Step(*(column[[0, 2]] for column in begin)))
+    z = np.stack([agent.seen[row][1][0] for row in (0, 2)])
+    rngs = [np.random.default_rng(row) for row in (0, 2)]
+    for rng in rngs:
+        rng.gumbel(size=4)  # of the first step
+    np.testing.assert_array_equal(here, draw_actions(z, 0.5, rngs))
+
+
+def test_a_negative_temperature_is_refused():
+    with pytest.raises(ValueError, match="temperature=-1 must not be negative"):
+        Agent(tiny_model(), COMPACT, QReadout(), temperature=-1)
 
 
 def test_old_episodes_are_dropped_whole_and_it_is_said_once():
@@ -185,7 +216,7 @@ def test_q_values_reject_bad_text(text, message):
 
 def test_q_values_are_those_that_play_uses():
     agent = Agent(sharp_model(), COMPACT, QReadout(offset=0.5))
-    agent.start(MAPS[:1])
+    agent.start(MAPS[:1], [np.random.default_rng(0)])
     played = [
         (RESET, 8, RUNNING),
         (2, 9, RUNNING),

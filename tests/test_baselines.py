@@ -70,7 +70,7 @@ def test_r_max_never_dies_twice_on_an_edge():
 
 def test_r_max_plans_around_holes():
     policy = RMaxPolicy()
-    policy.start([LakeMap(("SHG", "FFF"))], np.random.default_rng(0))
+    policy.start([LakeMap(("SHG", "FFF"))], [np.random.default_rng(0)])
     following = np.full((1, 6, 4), -1)
     following[0, 0, [1, 2]] = 3, 1  # down to 3, right into the hole 1
     following[0, 3, 2], following[0, 4, 2], following[0, 5, 3] = 4, 5, 2

@@ -74,7 +74,7 @@ def test_prediction_of_a_rollout(heads):
     agent = Agent(LlamaForCausalLM(shape).eval(), history, QReadout())
 
     def play(steps=66):  # 131 tokens: the buffers of 130 have just doubled
-        agent.start([None] * maps)
+        agent.start([None] * maps, [None] * maps)
         for action in [RESET] + [0] * (steps - 1):
             agent.append(Step(np.full(maps, action), np.zeros(maps, int), np.zeros(maps, np.uint8)))
 

@@ -17,7 +17,7 @@ LAW = MapDistribution(1, 2, min_hops=1)
 
 def told(policy, n, *steps):
     """A policy that was told the same steps (action, tile, outcome) on n rows."""
-    policy.start([None] * n, np.random.default_rng(0))
+    policy.start([None] * n, [np.random.default_rng(0)] * n)
     for action, tile, outcome in steps:
         policy.act(Step(np.full(n, action), np.full(n, tile), np.full(n, outcome, np.uint8)))
     return policy
@@ -86,8 +86,8 @@ def test_lakes_are_drawn_from_the_posterior(steps, episode_starts, moves):
 class Witness(PosteriorSamplingPolicy):
     """Asserts that the lake it follows agrees with all that it was told."""
 
-    def start(self, maps, rng):
-        super().start(maps, rng)
+    def start(self, maps, rngs):
+        super().start(maps, rngs)
         self.maps = list(maps)
         self.memory = [[] for _ in maps]  # (tile, action, led to, outcome) of each row
         self.starts_seen = [set() for _ in maps]

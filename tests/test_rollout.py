@@ -20,7 +20,7 @@ class Scripted:
     def __init__(self, action):
         self.action = action
 
-    def start(self, maps, rng):
+    def start(self, maps, rngs):
         self.n = len(maps)
         self.told = []
 

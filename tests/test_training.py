@@ -647,7 +647,7 @@ def test_evaluation_plays_the_online_adapter_and_leaves_the_model_alone(base):
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
     assert model.active_adapter == ONLINE
-    agent = Agent(model, HISTORY, QReadout())
+    agent = Agent(model, HISTORY, QReadout(), temperature=config.temperature)
     maps = development_maps("in_distribution", 3)
     paper, greedy = (rollout(agent, maps, schedule, seed=1, step_limit=8).success for schedule in ("paper", "greedy"))
     assert row == {

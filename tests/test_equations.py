@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from icrl_utils.agent import draw_actions
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import Episode, HistoryFormat
@@ -227,6 +228,21 @@ def test_03_polyak():
 
 
 # ------------------------------------------------------------------------------------------- 04 LoRA DQN training
+
+
+def test_04_choice():
+    """exp(z_a / t) / sum_b exp(z_b / t) is proportional to (Q_a / (1 - Q_a))^(1 / t), and its two examples."""
+    z = np.array([-2.0, -1.0, 0.5, -6.0])
+    q = QReadout().q(torch.from_numpy(z)).numpy()
+    odds = (q / (1 - q)) ** (1 / 0.5)
+    softmax = np.exp(z / 0.5) / np.exp(z / 0.5).sum()
+    np.testing.assert_allclose(odds / odds.sum(), softmax, rtol=1e-9)
+    rngs = [np.random.default_rng([2, row]) for row in range(4_000)]
+    drawn = np.bincount(draw_actions(np.tile(z, (4_000, 1)), 0.5, rngs), minlength=4) / 4_000
+    np.testing.assert_allclose(drawn, softmax, atol=0.03)
+    for better, worse, share in ((0.12, 0.10, 3 / 5), (0.10, 0.002, 1 - 1 / 3_000)):
+        a, b = ((q / (1 - q)) ** 2 for q in (better, worse))
+        assert a / (a + b) == pytest.approx(share, rel=0.01)
 
 
 def test_04_lora_and_ia3():

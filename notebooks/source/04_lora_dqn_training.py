@@ -436,6 +436,16 @@ print(
 # The weights are frozen again from here on. Every player gets the same lakes, the same starts and the same forced
 # moves, so differences are compared lake by lake. **memory-less** is the very same agent, whose context is cleared
 # after every episode: whatever it achieves, it achieves without learning on the lake.
+#
+# How does it choose? A *greedy* player takes the move of the largest value. Where two moves are worth nearly the same,
+# the network's error decides, and it decides the same way whenever the player comes back: it walks to and fro until it
+# is cut off. Our agents draw their moves from the softmax of the read-out at a temperature $\tau = ½$:
+#
+# $$\pi(a \mid h) = \frac{e^{z_a/\tau}}{\sum_b e^{z_b/\tau}} \propto \left(\frac{Q_a}{1-Q_a}\right)^{1/\tau}$$
+#
+# Small values enter as $Q^{1/\tau} = Q^2$: it is their *ratio* that counts. Of two moves worth .12 and .10 the better
+# one is drawn three times in five; beside .10 a seen hole worth .002 is drawn once in some 3,000 times. (Tests:
+# `test_actions_are_drawn_from_the_softmax_of_z_over_the_temperature`, `test_04_choice`.)
 
 # %%
 players = {"agent": load_agent(folder), "memory-less": load_agent(folder, memory=False)}
@@ -500,7 +510,16 @@ for title, name in titles.items():
 
 # %% [markdown]
 # Two kinds of failure, and they need different remedies. A player that dies where it had died before does not look up
-# what it knows. One that is cut off walks in circles: it knows no way to a goal, and does not look for one.
+# what it knows. One that is cut off walks in circles. What does the temperature do about them? The shipped agent again,
+# with its own temperature, and with others:
+
+# %%
+endings = {}
+for temperature in (0.0, 0.25, 0.5, 1.0):
+    player = load_agent(shipped, temperature=temperature, name=f"temperature {temperature:g}")
+    endings[temperature] = rollout(player, lakes, "paper", seed=1, step_limit=limit).outcome[:, -10:]
+    goal, hole, cut = (f"{(endings[temperature] == code).mean():.0%}" for code in (GOAL, HOLE, LIMIT))
+    print(f"temperature {temperature:<4g}  goal {goal:>4s}, hole {hole:>4s}, cut off {cut:>4s}")
 
 # %% [markdown]
 # ## 8 · What has changed inside?

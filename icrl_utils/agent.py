@@ -31,6 +31,7 @@ from icrl_utils.qvalues import QReadout, action_logits, backbone
 from icrl_utils.real_llama import checkpoint_id, keep_dtype, load_history, load_llama
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
+PATIENCE = 25  # moves in an episode until the temperature is at its height
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
 
 
@@ -41,21 +42,38 @@ def maps_at_once(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
 
 
-def draw_actions(z: np.ndarray, temperature: float, rngs: Sequence[np.random.Generator]) -> np.ndarray:
-    """int64 [n]: for each row of z [n, 4] a draw from softmax(z / temperature), with its own generator; at temperature
-    0 the largest. The largest of z / temperature plus Gumbel noise is such a draw."""
-    if temperature:
-        z = z / temperature + np.stack([rng.gumbel(size=4) for rng in rngs])
-    return z.argmax(1)
+class Choice:
+    """Which moves n histories make, given the read-out z of their four moves.
+
+    Each is drawn from softmax(z / temperature), and the temperature grows evenly with the moves made in the running
+    episode, from 0 (the largest z) to the full one after ``PATIENCE`` moves. Whoever knows the way has arrived by then.
+    Whoever has not may be walking in a circle, which a greedy player never leaves.
+    """
+
+    def __init__(self, temperature: float, rngs: Sequence[np.random.Generator]):
+        self.temperature, self._rngs = temperature, rngs  # one generator a history
+        self._moves = np.zeros(len(rngs))  # made in the running episode
+
+    def __call__(self, z: np.ndarray, step: Step) -> np.ndarray:
+        """int64 [n]: the moves that follow ``step``. z: float32 [n, 4]. The largest of z plus temperature times Gumbel
+        noise is a draw from the softmax."""
+        self._moves = np.where(step.action == RESET, 0, self._moves + 1)
+        if not self.temperature:
+            return z.argmax(1)
+        temperature = self.temperature * np.minimum(self._moves / PATIENCE, 1)
+        noise = np.stack([rng.gumbel(size=4) for rng in self._rngs])
+        return (z + temperature[:, None] * noise).argmax(1)
+
+    def keep(self, rows: np.ndarray) -> None:
+        self._rngs, self._moves = [self._rngs[row] for row in rows], self._moves[rows]
 
 
 class Agent:
     """A causal Llama that plays: it reads its history and chooses an action by four Q-values.
 
     Q(history, a) = link(z_a), z_a = scale * logit of a's word - offset at the last token of the history (see
-    ``QReadout``). The action is drawn from softmax(z / temperature), or is the largest where the temperature is 0.
-    Behind the sigmoid link z is about log Q where Q is small: which of two moves is drawn depends on the *ratio* of
-    their values. Ties are broken at random, which ends the circles of a greedy player, and a seen hole is never drawn.
+    ``QReadout``). The action is drawn from a softmax of z, see ``Choice``. Behind the sigmoid link z is about log Q if
+    Q is small: which of two moves is drawn depends on the *ratio* of their values, and a seen hole is hardly ever.
 
     Args:
         model: a ``LlamaForCausalLM``, plain or wrapped by peft (its active adapter plays). It is used, not copied: a
@@ -67,7 +85,7 @@ class Agent:
             dropped ones: their keys and values are not recomputed.
         autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
         training_seed: in records; the seed of the training run that made the weights, None for a live one.
-        temperature: in units of the read-out z.
+        temperature: of the choice after ``PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
     """
 
     def __init__(
@@ -105,7 +123,7 @@ class Agent:
         return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
-        n, self._rngs = len(maps), rngs
+        n, self._choice = len(maps), Choice(self.temperature, rngs)
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
         self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
@@ -114,7 +132,7 @@ class Agent:
         self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def act(self, step: Step) -> np.ndarray:
-        return draw_actions(self.append(step).cpu().numpy(), self.temperature, self._rngs)
+        return self._choice(self.append(step).cpu().numpy(), step)
 
     def append(self, step: Step) -> Tensor:
         """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
@@ -136,7 +154,7 @@ class Agent:
         return self._read(last)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._rngs = [self._rngs[row] for row in rows]
+        self._choice.keep(rows)
         rows = torch.from_numpy(rows).to(self.device)
         for layer in self._cache.layers:
             layer.keep(rows)

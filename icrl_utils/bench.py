@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from icrl_utils import dqn
-from icrl_utils.agent import draw_actions
+from icrl_utils.agent import Choice
 from icrl_utils.hardware import compile_network, matmul_peak
 from icrl_utils.history import HistoryFormat
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION, FrozenLakeVectorEnv
@@ -122,12 +122,12 @@ class Rereader:
         self.agent = agent
 
     def start(self, maps, rngs) -> None:
-        self.ids, self.rngs = np.zeros(0, np.int64), rngs
+        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs)
 
     def act(self, step) -> np.ndarray:
         new = self.agent.format.encode_steps(*step)[0]
         self.ids = np.concatenate([self.ids, new if len(self.ids) else new[-1:]])  # no `reset` at the beginning
-        return draw_actions(self.agent.read(self.ids)[None], self.agent.temperature, self.rngs)
+        return self.choice(self.agent.read(self.ids)[None], step)
 
     def keep(self, rows) -> None:
         pass

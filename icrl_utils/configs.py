@@ -25,7 +25,6 @@ class RunConfig:
     steps: int = 1200
     slices: int = 10  # of an optimizer step, over all processes
     slice_tokens: int = 640
-    stretch: int = 1  # in every other chunk slices are so many times longer, and so many times fewer
     warmup: int = 100  # optimizer steps of linear warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after it
     clip: float = 1.0  # gradient norm
@@ -60,11 +59,6 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
         if self.slice_tokens < 4 or self.slice_tokens % 2:
             raise ValueError(f"slice_tokens={self.slice_tokens!r} must be even (two tokens a step) and at least 4.")
-        if self.stretch < 1 or self.slices % self.stretch:
-            raise ValueError(
-                f"stretch={self.stretch!r} must divide slices={self.slices!r}: so many are joined to one; choose 1 for "
-                "slices of one length."
-            )
         if not 0 <= self.relabel <= 1:
             raise ValueError(f"relabel={self.relabel!r} is a share of the slices: pass a number from 0 to 1.")
 
@@ -74,10 +68,8 @@ class RunConfig:
         return self.slices * self.slice_tokens
 
     def slice_shape(self, chunk: int) -> tuple[int, int]:
-        """Slices of an optimizer step in this chunk, and tokens of each. Short and long ones take turns: recall is
-        learned fastest in short histories, and holds in longer ones only if it was trained there."""
-        stretch = self.stretch if chunk % 2 else 1
-        return self.slices // stretch, self.slice_tokens * stretch
+        """Slices of an optimizer step in this chunk, and tokens of each."""
+        return self.slices, self.slice_tokens
 
     def record(self) -> dict:
         """All fields but those that only say where and when this machine ran it; paths as they hold on any machine."""
@@ -104,6 +96,7 @@ class PretrainConfig(RunConfig):
     base: str = ""  # folder of a pretrained Llama to go on from, whose size and tokens are kept; "": a new one
     history: Literal["compact", "paper"] = "compact"  # format; "paper" makes a base as real Llamas are
     steps: int = 2400
+    stretch: int = 1  # in every other chunk slices are so many times longer, and so many times fewer
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -118,6 +111,17 @@ class PretrainConfig(RunConfig):
                 f"history='paper' with relabel={self.relabel!r}: only compact histories have one token for each tile "
                 "that could be exchanged; set relabel to 0."
             )
+        if self.stretch < 1 or self.slices % self.stretch:
+            raise ValueError(
+                f"stretch={self.stretch!r} must divide slices={self.slices!r}: so many are joined to one; choose 1 for "
+                "slices of one length."
+            )
+
+    def slice_shape(self, chunk: int) -> tuple[int, int]:
+        """Short and long slices take turns: recall is learned fastest in short histories, and holds in longer ones only
+        if it was trained there."""
+        stretch = self.stretch if chunk % 2 else 1
+        return self.slices // stretch, self.slice_tokens * stretch
 
 
 @dataclass
@@ -141,7 +145,7 @@ class TrainConfig(RunConfig):
     consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
     offset: float = 1.0  # read-out, see QReadout
     scale: float = 1.0
-    temperature: float = 0.5  # at play: moves are drawn from softmax(z / temperature), see `agent.Agent`
+    temperature: float = 0.5  # at play, see `agent.Choice`
     centred: bool = False  # the offset counts from the mean logit that the base has at action words
     world_model: float = 0.1  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
@@ -157,11 +161,10 @@ class TrainConfig(RunConfig):
             raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
-        longest = self.slice_tokens * self.stretch
-        if self.micro_tokens is not None and self.micro_tokens < longest:
+        if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
             raise ValueError(
-                f"micro_tokens={self.micro_tokens!r} is less than the longest slice (slice_tokens={self.slice_tokens} "
-                f"x stretch={self.stretch}), which cannot be cut: shorten the slices, or leave micro_tokens out."
+                f"micro_tokens={self.micro_tokens!r} is less than slice_tokens={self.slice_tokens!r}, and a slice "
+                "cannot be cut: shorten the slices, or leave micro_tokens out."
             )
         if self.history == "paper" and (self.relabel or self.world_model):
             raise ValueError(
@@ -174,9 +177,10 @@ class TrainConfig(RunConfig):
                 "choose history='paper' with a real Llama as base."
             )
 
-    def slices_at_once(self, tokens: int) -> int:
-        """Slices of so many tokens in a micro-batch, see ``micro_tokens``."""
-        return (self.micro_tokens or self.step_tokens) // tokens
+    @property
+    def slices_at_once(self) -> int:
+        """Slices in a micro-batch, see ``micro_tokens``."""
+        return (self.micro_tokens or self.step_tokens) // self.slice_tokens
 
     @property
     def may_fold(self) -> bool:
@@ -215,7 +219,6 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "steps": 956,
     "slices": 10,
     "slice_tokens": 4096,
-    "stretch": 1,
     "micro_tokens": 5 * 4096,
     "loss": "mse",
     "scale": 1 / 30,  # reward x 30: logit / 30 is compared with the return

@@ -52,7 +52,7 @@ PROFILES = {
             name="smoke", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
             maps=8, episodes=30, bootstrap=200, train_tokens=20_000, train_minutes=0.25,
             slice_tokens=128, slices=4, expected_minutes=None, expected_memory_gb=None,
-            training={"steps": 6, "slices": 4, "slice_tokens": 128, "stretch": 2, "warmup": 2, "log_every": 2,
+            training={"steps": 6, "slices": 4, "slice_tokens": 128, "warmup": 2, "log_every": 2,
                       "eval_every": 6, "eval_maps": 4, "save_every": 3},
         ),
         Profile(

@@ -82,7 +82,7 @@ class Run:
         fewest, _ = config.slice_shape(1)
         if fewest % accelerator.num_processes:
             raise ValueError(
-                f"slices={config.slices} (with stretch={config.stretch} at times {fewest}) cannot be shared evenly by "
+                f"slices={config.slices!r}: the {fewest} slices of a step cannot be shared evenly by "
                 f"{accelerator.num_processes} processes; choose a multiple."
             )
         # A disabled scaler hands everything through, so that one code serves all precisions.

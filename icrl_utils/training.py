@@ -106,7 +106,7 @@ def micro_batches(batch: Batch, net: nn.Module, config: TrainConfig, accelerator
 
     Data parallelism adds up the gradients of all processes in the backward pass of the last part only.
     """
-    *parts, last = batch.parts(config.slices_at_once(batch.ids.shape[1]))
+    *parts, last = batch.parts(config.slices_at_once)
     for part in parts:
         with accelerator.no_sync(net):
             yield part
@@ -305,10 +305,9 @@ def load_frozen(config: TrainConfig, accelerator: Accelerator) -> PreTrainedMode
         return load_base(config.base)
     dtype = DTYPES[accelerator.mixed_precision]
     quantization = None if config.quantization == "none" else config.quantization
-    slices, tokens = config.slice_shape(1)
     planned = plan(
-        config.base, slices=min(config.slices_at_once(tokens), math.ceil(slices / accelerator.num_processes)),
-        slice_tokens=tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
+        config.base, slices=min(config.slices_at_once, math.ceil(config.slices / accelerator.num_processes)),
+        slice_tokens=config.slice_tokens, adapter=config.adapter, rank=config.rank, optimizer=config.optimizer,
         quantization=quantization, dtype=dtype, checkpointing=config.checkpointing, history_tokens=CONTEXT,
     )  # fmt: skip
     maps = min(config.eval_maps, maps_at_once(planned.config, dtype))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from icrl_utils.agent import Agent, draw_actions, load_agent
+from icrl_utils.agent import PATIENCE, Agent, Choice, load_agent
 from icrl_utils.bench import Rereader
 from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
@@ -127,29 +127,51 @@ def test_greedy_action_is_the_argmax_of_the_action_word_logits():
             assert first.actions[t] == z.argmax()
 
 
-def test_actions_are_drawn_from_the_softmax_of_z_over_the_temperature():
-    """Chi-square against exp(z / t) / sum exp(z / t)."""
-    n, z = 4_000, np.array([-2.0, -2.3, -1.0, -3.0], np.float32)
-    rngs = [np.random.default_rng([1, row]) for row in range(n)]
-    count = np.bincount(draw_actions(np.tile(z, (n, 1)), 0.7, rngs), minlength=4)
-    expected = n * np.exp(z / 0.7) / np.exp(z / 0.7).sum()
+def step_of(n, action):
+    return Step(np.full(n, action), np.zeros(n, np.int64), np.full(n, RUNNING, np.uint8))
+
+
+@pytest.mark.parametrize("moves", [1, PATIENCE - 5, PATIENCE, 3 * PATIENCE])
+def test_moves_are_drawn_from_a_softmax_whose_temperature_rises_with_the_moves_made(moves):
+    """Chi-square against exp(z / t) / sum exp(z / t) with t = .7 min(moves / PATIENCE, 1)."""
+    n, z = 4_000, np.array([-2.0, -2.3, -1.95, -2.1], np.float32)
+    choose = Choice(0.7, [np.random.default_rng([1, row]) for row in range(n)])
+    flat = np.zeros((n, 4), np.float32)
+    assert (choose(np.tile(z, (n, 1)), step_of(n, RESET)) == 2).all()  # no move made: the largest
+    for _ in range(moves - 1):
+        choose(flat, step_of(n, 0))
+    p = np.exp(z / (0.7 * min(moves / PATIENCE, 1)))
+    expected = n * p / p.sum()
+    count = np.bincount(choose(np.tile(z, (n, 1)), step_of(n, 0)), minlength=4)
     assert ((count - expected) ** 2 / expected).sum() < 16.3  # 99.9 % of chi-square with three degrees of freedom
-    assert (draw_actions(np.tile(z, (n, 1)), 0.0, rngs) == 2).all()
+    assert (choose(np.tile(z, (n, 1)), step_of(n, RESET)) == 2).all()  # a new episode
 
 
-def test_every_lake_draws_from_its_own_generator():
+def test_temperature_zero_is_greedy():
+    z = np.array([[-2.0, -2.3, -1.99, -2.1]], np.float32)
+    choose = Choice(0.0, [np.random.default_rng(0)])
+    assert [choose(z, step_of(1, action)).item() for action in [RESET] + [0] * 60] == [2] * 61
+
+
+def test_every_lake_has_its_own_generator_and_its_own_count_of_moves():
     """Also after others have left."""
-    agent = Spy(sharp_model(), COMPACT, QReadout(), temperature=0.5)
-    agent.start(MAPS[:3], [np.random.default_rng(row) for row in range(3)])
-    begin = Step(np.full(3, RESET), np.zeros(3, np.int64), np.full(3, RUNNING, np.uint8))
-    agent.act(begin)
-    agent.keep(np.array([0, 2]))
-    here = agent.act(Step(*(column[[0, 2]] for column in begin)))
-    z = np.stack([agent.seen[row][1][0] for row in (0, 2)])
-    rngs = [np.random.default_rng(row) for row in (0, 2)]
-    for rng in rngs:
-        rng.gumbel(size=4)  # of the first step
-    np.testing.assert_array_equal(here, draw_actions(z, 0.5, rngs))
+    z = np.array([-2.0, -2.01, -2.02, -2.03], np.float32)
+    actions = [[RESET, 0, 0, RESET, 0, 0, 0, 0], [RESET, 1, 1, 1, 1, 1, 1, 1], [RESET, 2, 2, 2, 2, RESET, 2, 2]]
+
+    def play(rows, leaving=None):
+        choose, chosen = Choice(5.0, [np.random.default_rng(row) for row in rows]), []
+        for t in range(8):
+            if t == 4 and leaving is not None:
+                choose.keep(np.delete(np.arange(len(rows)), leaving))
+                rows = np.delete(rows, leaving)
+            step = Step(np.array([actions[row][t] for row in rows]), np.zeros(len(rows), int), np.zeros(len(rows), int))
+            chosen.append(dict(zip(rows, choose(np.tile(z, (len(rows), 1)), step), strict=True)))
+        return chosen
+
+    together, alone = play(np.arange(3), leaving=1), [play(np.array([row])) for row in range(3)]
+    for t, choices in enumerate(together):
+        assert choices == {row: alone[row][t][row] for row in choices}
+    assert len({choice for choices in together for choice in choices.values()}) == 4  # chance did decide
 
 
 def test_a_negative_temperature_is_refused():

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_utils.agent import draw_actions
+from icrl_utils.agent import Choice
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
-from icrl_utils.history import Episode, HistoryFormat
+from icrl_utils.history import RESET, Episode, HistoryFormat
 from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS, development_maps
 from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
 from icrl_utils.notebooks import sources
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
 from icrl_utils.replay import RANDOM_PLAY, ReplayBuffer, collect, make_batch
-from icrl_utils.rollout import Agent, rollout
+from icrl_utils.rollout import Agent, Step, rollout
 from icrl_utils.runs import learning_rate_factor
 from icrl_utils.statistics import interval
 from icrl_utils.tokenizers import make_paper_tokenizer
@@ -231,17 +231,20 @@ def test_03_polyak():
 
 
 def test_04_choice():
-    """exp(z_a / t) / sum_b exp(z_b / t) is proportional to (Q_a / (1 - Q_a))^(1 / t), and its two examples."""
-    z = np.array([-2.0, -1.0, 0.5, -6.0])
+    """exp(z_a / t) / sum_b exp(z_b / t), proportional to (Q_a / (1 - Q_a))^(1 / t), t = tau min(m / 25, 1), and the
+    examples of the text."""
+    z, tau, moves, n = np.array([-2.0, -1.0, 0.5, -6.0]), 0.5, 15, 4_000
+    t = tau * min(moves / 25, 1)
     q = QReadout().q(torch.from_numpy(z)).numpy()
-    odds = (q / (1 - q)) ** (1 / 0.5)
-    softmax = np.exp(z / 0.5) / np.exp(z / 0.5).sum()
+    odds = (q / (1 - q)) ** (1 / t)
+    softmax = np.exp(z / t) / np.exp(z / t).sum()
     np.testing.assert_allclose(odds / odds.sum(), softmax, rtol=1e-9)
-    rngs = [np.random.default_rng([2, row]) for row in range(4_000)]
-    drawn = np.bincount(draw_actions(np.tile(z, (4_000, 1)), 0.5, rngs), minlength=4) / 4_000
-    np.testing.assert_allclose(drawn, softmax, atol=0.03)
-    for better, worse, share in ((0.12, 0.10, 3 / 5), (0.10, 0.002, 1 - 1 / 3_000)):
-        a, b = ((q / (1 - q)) ** 2 for q in (better, worse))
+    choose = Choice(tau, [np.random.default_rng([2, row]) for row in range(n)])
+    for action in [RESET] + [0] * moves:
+        chosen = choose(np.tile(z, (n, 1)), Step(np.full(n, action), np.zeros(n, int), np.zeros(n, int)))
+    np.testing.assert_allclose(np.bincount(chosen, minlength=4) / n, softmax, atol=0.03)
+    for better, worse, share in ((0.12, 0.10, 3 / 5), (0.10, 0.002, 1 - 1 / 3_000)):  # from move 25 on
+        a, b = ((q / (1 - q)) ** (1 / tau) for q in (better, worse))
         assert a / (a + b) == pytest.approx(share, rel=0.01)
 
 

@@ -36,7 +36,7 @@ ACTION_IDS = torch.from_numpy(HISTORY.action_ids)
 HEADER = torch.from_numpy(HISTORY.observation_header)
 LEFT, DOWN, RIGHT, UP = range(4)
 SMALL = dict(
-    history="paper", relabel=0.0, steps=4, slices=4, slice_tokens=128, stretch=1, steps_per_chunk=2, warmup=1,
+    history="paper", relabel=0.0, steps=4, slices=4, slice_tokens=128, steps_per_chunk=2, warmup=1,
     hidden=16, layers=1, heads=2, log_every=1, eval_every=2, save_every=100, device="cpu",
 )  # fmt: skip
 PLAYED = [
@@ -204,7 +204,7 @@ def test_it_loads_as_a_real_llama_does_and_its_action_rows_were_never_moved(base
 def test_dqn_trains_on_it(base, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "evaluate_in_training", lambda *_: {})
     config = TrainConfig(
-        base=str(base), out=str(tmp_path / "run"), history="paper", steps=1, slices=2, slice_tokens=96, stretch=1,
+        base=str(base), out=str(tmp_path / "run"), history="paper", steps=1, slices=2, slice_tokens=96,
         steps_per_chunk=1, warmup=1, rank=2, relabel=0.0, world_model=0.0, centred=True, device="cpu",
     )  # fmt: skip
     weights = load_file(train(config, progress=False) / "adapter_model.safetensors")

@@ -428,7 +428,7 @@ def test_without_bitsandbytes_the_command_line_says_so_in_one_line(
 ):
     options = "--history=paper --quantization=nf4 --relabel=0 --world-model=0 --steps-per-chunk=1 --map-pool=2"
     command = ["train", "--profile=cpu", f"--base={llama3_folder}", f"--out={tmp_path / 'run'}", *options.split()]
-    assert main([*command, "--device=cpu", "--slices=1", "--slice-tokens=64", "--stretch=1"]) == 1
+    assert main([*command, "--device=cpu", "--slices=1", "--slice-tokens=64"]) == 1
     assert capsys.readouterr().err.startswith("error: quantization='nf4' needs bitsandbytes: run `python -m pip")
     assert not (tmp_path / "run").exists()
 

@@ -47,13 +47,13 @@ from icrl_utils.training import (
 
 HISTORY = HistoryFormat("compact")
 ACTION_IDS = torch.from_numpy(HISTORY.action_ids)
-SMALL = dict(steps=5, slices=4, slice_tokens=32, stretch=2, warmup=2, steps_per_chunk=2, log_every=1, eval_every=4,
+SMALL = dict(steps=5, slices=4, slice_tokens=32, warmup=2, steps_per_chunk=2, log_every=1, eval_every=4,
              eval_maps=1, eval_step_limit=1, save_every=2, device="cpu")  # fmt: skip
 QUIET = {"progress": False}
 
 
 def pretrain_config(out, **changes):
-    return PretrainConfig(**(SMALL | dict(out=str(out), hidden=16, layers=1, heads=2) | changes))
+    return PretrainConfig(**(SMALL | dict(out=str(out), stretch=2, hidden=16, layers=1, heads=2) | changes))
 
 
 def train_config(base, out, **changes):
@@ -95,8 +95,6 @@ def tokens(text):
         ({"quality": "best"}, "quality='best' is unknown"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"slice_tokens": 33}, "slice_tokens=33 must be even"),
-        ({"stretch": 4}, "stretch=4 must divide slices=10"),
-        ({"stretch": 0}, "stretch=0 must divide slices=10"),
         ({"relabel": 1.5}, "relabel=1.5 is a share"),
         ({"gamma": 1.1}, "gamma=1.1 is not a discount factor"),
         ({"polyak": 0.0}, "polyak=0.0"),
@@ -209,11 +207,12 @@ def test_the_batch_of_a_step_depends_on_seed_and_step_alone():
 
 
 def test_short_and_long_slices_take_turns():
-    shapes = [tuple(batch.ids.shape) for batch in some_batches(TrainConfig(**SMALL), 0)]
+    config = pretrain_config("unused")
+    shapes = [tuple(batch.ids.shape) for batch in some_batches(config, 0)]
     assert shapes == [(4, 32), (4, 32), (2, 64), (2, 64), (4, 32), (4, 32)]  # chunks of two steps
-    one_length = some_batches(TrainConfig(**SMALL | {"stretch": 1}), 0)
+    one_length = some_batches(dataclasses.replace(config, stretch=1), 0)
     assert {tuple(batch.ids.shape) for batch in one_length} == {(4, 32)}
-    assert one_length[0].ids.equal(some_batches(TrainConfig(**SMALL), 0)[0].ids)
+    assert one_length[0].ids.equal(some_batches(config, 0)[0].ids)
 
 
 def test_processes_share_the_slices_of_a_step():
@@ -257,6 +256,12 @@ def test_pretraining_goes_on_from_a_base(base, tmp_path):
     facts = json.loads((pretrain(pretrain_config(tmp_path / "on", **options), **QUIET) / "run.json").read_text())
     assert facts["base_sha256"] == file_sha256(base / "model.safetensors") != facts["sha256"]
     assert (ROOT / facts["config"]["base"]).samefile(base)
+
+
+@pytest.mark.parametrize("stretch", [0, 4])
+def test_stretch_must_divide_the_slices(stretch):
+    with pytest.raises(ValueError, match=f"stretch={stretch} must divide slices=10"):
+        PretrainConfig(stretch=stretch)
 
 
 @pytest.mark.parametrize(
@@ -484,9 +489,7 @@ def test_kill_9_in_the_midst_of_a_checkpoint(base, adapter, tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
     out = tmp_path / "run"
-    options = dict(
-        base=base, out=out, rank=2, steps=100_000, slices=4, slice_tokens=32, stretch=2, log_every=1, save_every=10_000
-    )
+    options = dict(base=base, out=out, rank=2, steps=100_000, slices=4, slice_tokens=32, log_every=1, save_every=10_000)
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     child = in_child("-W", "ignore", "-m", "icrl_utils", "train", *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
@@ -683,7 +686,7 @@ IN_4_BITS = dict(
 def test_two_processes_make_the_update_of_one_with_all_slices(changes, base, llama3_folder, tmp_path):
     """Through `accelerate launch`: data parallelism wraps the Q-network, adapters are switched beneath it."""
     here = str(llama3_folder if changes else base)
-    options = SMALL | dict(base=here, rank=2, steps=3, stretch=1, eval_every=100) | changes
+    options = SMALL | dict(base=here, rank=2, steps=3, eval_every=100) | changes
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     launch = (
         "-W ignore -m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"

@@ -33,7 +33,7 @@ from icrl_utils.tokenizers import make_paper_tokenizer
 from icrl_utils.training import Chunks, batches, centred, micro_batches, moves_that_led_nowhere, train, training_source
 
 SMALL = dict(
-    history="paper", steps=3, slices=4, slice_tokens=96, stretch=1, steps_per_chunk=2, warmup=1, rank=2, relabel=0.0,
+    history="paper", steps=3, slices=4, slice_tokens=96, steps_per_chunk=2, warmup=1, rank=2, relabel=0.0,
     world_model=0.0, centred=True, log_every=1, eval_every=100, eval_maps=1, eval_step_limit=1, save_every=100,
     device="cpu",
 )  # fmt: skip
@@ -286,7 +286,7 @@ def test_the_papers_recipe_setting_by_setting():
     assert config.warmup == 10 and config.schedule == "constant"
     assert config.clip == 1.0
     assert config.slices == 10 and config.slice_tokens == 4096  # 10 x 4,096 tokens
-    assert config.stretch == 1 and config.slices_at_once(4096) == 5  # in two parts of five
+    assert config.slices_at_once == 5  # in two parts of five
     assert config.steps == 956
     assert config.steps * config.step_tokens == pytest.approx(39e6, rel=0.01)
     assert config.polyak == 0.1 and config.gamma == 0.9
@@ -304,7 +304,7 @@ def test_our_recipe_carries_the_settings_of_the_tiny_llama_over():
     tiny, config = TrainConfig(), TrainConfig(**train_options(PROFILES["full"]))
     for name in ("adapter", "rank", "optimizer", "lr", "loss", "gamma", "polyak", "consistent", "order", "map_pool"):
         assert getattr(config, name) == getattr(tiny, name), name
-    assert config.quantization == "nf4" and config.checkpointing and config.slices_at_once(4096) == 1
+    assert config.quantization == "nf4" and config.checkpointing and config.slices_at_once == 1
     assert config.relabel == config.world_model == 0  # need compact histories
     assert config.steps * config.step_tokens == pytest.approx(PROFILES["full"].train_tokens, rel=0.01)
 
@@ -334,7 +334,7 @@ def test_unknown_recipe():
 
 
 SMALL_OPTIONS = (
-    "--history=paper --steps=1 --slices=2 --stretch=1 --slice-tokens=64 --micro-tokens=64 --steps-per-chunk=1 "
+    "--history=paper --steps=1 --slices=2 --slice-tokens=64 --micro-tokens=64 --steps-per-chunk=1 "
     "--eval-maps=1 --eval-step-limit=1 --map-pool=2 --device=cpu"
 )
 
@@ -441,8 +441,7 @@ def test_formats_and_bases_that_do_not_fit(llama3_folder, in_4_bits, tmp_path, n
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"micro_tokens": 64}, r"micro_tokens=64 is less than the longest slice \(slice_tokens=96 x stretch=1\)"),
-        ({"stretch": 2, "micro_tokens": 96}, r"micro_tokens=96 is less than .* \(slice_tokens=96 x stretch=2\)"),
+        ({"micro_tokens": 64}, "micro_tokens=64 is less than slice_tokens=96"),
         ({"relabel": 0.5}, "history='paper' with relabel=0.5 and world_model=0.0: .* set both to 0"),
         ({"world_model": 0.1}, "history='paper' with relabel=0.0 and world_model=0.1"),
         ({"history": "compact", "quantization": "nf4"}, "history='compact' with quantization='nf4'"),

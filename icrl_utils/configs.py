@@ -22,7 +22,7 @@ class RunConfig:
     out: str
     base: str
     seed: int = 0
-    steps: int = 1200
+    steps: int = 2400
     slices: int = 10  # of an optimizer step, over all processes
     slice_tokens: int = 640
     warmup: int = 100  # optimizer steps of linear warm-up
@@ -95,7 +95,6 @@ class PretrainConfig(RunConfig):
     out: str = "build/tiny-llama"
     base: str = ""  # folder of a pretrained Llama to go on from, whose size and tokens are kept; "": a new one
     history: Literal["compact", "paper"] = "compact"  # format; "paper" makes a base as real Llamas are
-    steps: int = 2400
     stretch: int = 1  # in every other chunk slices are so many times longer, and so many times fewer
     hidden: int = 128
     layers: int = 4

@@ -1,5 +1,6 @@
 """Promises about the repository itself: commands that exist, versions that fit, files that are clean and small."""
 
+import csv
 import dataclasses
 import gzip
 import json
@@ -61,10 +62,13 @@ def test_files_named_in_the_readme_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_the_figures_in_the_readme_are_those_of_the_shipped_records():
-    table = experiments.read_csv(experiments.results_path("in_distribution"))
+@pytest.mark.parametrize(("column", "experiment"), enumerate(["in_distribution", "out_of_distribution"]))
+def test_the_figures_in_the_readme_are_those_of_the_shipped_records(column, experiment):
+    table = experiments.read_csv(experiments.results_path(experiment))
     measured = {row["policy"]: row["success"] for row in experiments.summary(table)}
-    shown = dict(re.findall(r"^\| \**([\w -]+?)\** \| ([\d.]+ \([\d.]+ to [\d.]+\)) \|", README, flags=re.MULTILINE))
+    figures = r"([\d.]+ \([\d.]+ to [\d.]+\)) \| " * 2
+    shown = re.findall(rf"^\| \**([\w -]+?)\** \| {figures}", README, flags=re.MULTILINE)
+    shown = {policy: cells[column] for policy, *cells in shown}
     assert set(shown) == set(measured)
     for policy, text in shown.items():
         figures = [float(figure) for figure in re.findall(r"[\d.]+", text)]
@@ -125,6 +129,15 @@ def test_public_names_load_and_stay_what_they_are():
 def test_ruff_is_content_notebooks_included():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_record_beside_the_base_is_that_of_its_first_stage():
+    tiny = ROOT / "assets" / "tiny-llama"
+    first, second = (json.loads((tiny / name).read_text()) for name in ("first_stage.json", "run.json"))
+    assert first["sha256"] == second["base_sha256"]
+    with (tiny / "first_stage_log.csv").open(newline="") as file:
+        *_, last = csv.DictReader(file)
+    assert int(last["tokens"]) == first["tokens"] and float(last["seen_pair_accuracy"]) == first["seen_pair_accuracy"]
 
 
 @pytest.mark.parametrize("run", sorted((ROOT / "assets").rglob("run.json")), ids=lambda path: path.parent.name)

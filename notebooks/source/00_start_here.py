@@ -86,9 +86,9 @@ for episode in without_memory.episodes(0)[:5]:
     print(" ".join(map(str, episode.tiles[:12])), "..." if episode.steps > 11 else "", "->", episode.outcome)
 
 # %% [markdown]
-# Expected: five times the very same walk. The weights hold what is true of lakes *in general*. What is true of *this*
+# Expected: five times nearly the same walk. The weights hold what is true of lakes *in general*. What is true of *this*
 # lake cannot be in them: nobody knew it when they were trained. And a player whose situation is the same at the
-# beginning of each episode must do the same each time.
+# beginning of each episode does the same each time, but for a little chance later on.
 #
 # ## The idea: do not clear the context
 #
@@ -100,7 +100,8 @@ for episode in without_memory.episodes(0)[:5]:
 #
 # $Q_\theta(h, a)$ is the network's estimate of how much reward will follow if it takes $a$ after $h$. In ordinary
 # reinforcement learning experience changes $\theta$. Here $\theta$ is the same at every $t$; **only $h$ grows**.
-# Training (notebooks 03 and 04) did not teach the network this lake. It taught it to *learn lakes*.
+# Training (notebooks 03 and 04) did not teach the network this lake. It taught it to *learn lakes*. (In an episode that
+# drags on, our agent lets dice decide between moves of similar value, so that it leaves a circle; notebook 04.)
 #
 # *(Test that the code does what this equation says: `tests/test_equations.py::test_00_*`.)*
 #
@@ -289,9 +290,8 @@ for number, episode in enumerate(game.opponent):
     print(f"episode {number + 1}: {episode.outcome:5s} after {episode.steps:3d} moves")
 
 # %% [markdown]
-# On other lakes you might see it stuck at 100 moves: it walks in a circle until it is cut off. (Try number 322.)
-# Exploring well is harder than using what is known, for this agent and for the paper's. Did you explore better?
-# Notebook 05 measures it.
+# On other lakes you might see it walk to and fro for a while before it goes on. Exploring well is harder than using
+# what is known, for this agent and for the paper's. Did you explore better? Notebook 05 measures it.
 #
 # ## Recap
 #

@@ -55,21 +55,21 @@ history = HistoryFormat("compact")
 
 
 # %%
-def read_log(folder):
-    with (folder / "train_log.csv").open() as file:
+def read_log(folder, name="train_log.csv"):
+    with (folder / name).open() as file:
         return list(csv.DictReader(file))
 
 
 # %%
 from icrl_utils.models import add_adapters, load_base, parameter_count
 
-pretraining = json.loads((ASSETS / "tiny-llama" / "run.json").read_text())
+tiny = ASSETS / "tiny-llama"
 base = load_base(profile.base_path)
-print(
-    f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layers, width {base.config.hidden_size}; "
-    f"pretrained on {pretraining['tokens'] / 1e6:.1f} million tokens in {pretraining['seconds'] / 60:.0f} minutes"
-)
-plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pretraining run")
+print(f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layers, width {base.config.hidden_size}")
+for stage, name in {"first": "first_stage.json", "second": "run.json"}.items():
+    facts = json.loads((tiny / name).read_text())
+    print(f"{stage} stage: {facts['tokens'] / 1e6:.1f} million tokens in {facts['seconds'] / 60:.0f} minutes")
+plots.plot_training_log(read_log(tiny, "first_stage_log.csv"), title="The shipped base: first stage of pretraining")
 
 # %% [markdown]
 # The right panel is an exam in *in-context* knowledge. On a lake that the model has never seen, after random play, it
@@ -77,16 +77,23 @@ plots.plot_training_log(read_log(ASSETS / "tiny-llama"), title="The shipped pret
 # once before it. Lakes do not slip, so somebody who looks the pair up is always right; somebody who only knows lakes in
 # general is not. Both curves begin where general knowledge carries, a little above one half, and then rise to 1 within
 # four hundred steps: a look-up needs several parts (where was I, what did I do, what came then), and none of them helps
-# before the others are there. Let us hold the first exam here, on development lakes:
+# before the others are there.
+#
+# In that first stage no transcript was longer than 640 tokens, some ten episodes, and the look-up learned just that: in
+# histories of 2,560 tokens this base was right only every other time, and agents on it died where they had died before
+# (lab book, section 4). So a second, short stage went on with slices of 640 and of 3,200 tokens in turns, and with
+# rotary positions that turn more slowly (`rope_theta` 500,000, as Llama 3 has it). Let us hold the first exam here, on
+# development lakes, by length:
 
 # %%
 from icrl_utils.replay import make_batch
 from icrl_utils.training import PretrainConfig, development_transcripts
 from icrl_utils.world_model import seen_pair_accuracy
 
-exam = development_transcripts(PretrainConfig(slice_tokens=256 if small else 640), history, n=8 if small else 64)
-accuracy, pairs = seen_pair_accuracy(base, make_batch(exam.numpy(), history), torch.as_tensor(history.action_ids))
-print(f"right on {accuracy:.2%} of {pairs:,} pairs that were seen before in the same history")
+for tokens in (128, 256) if small else (640, 1_280, 2_560):
+    exam = development_transcripts(PretrainConfig(slice_tokens=tokens), history, n=8 if small else 20_480 // tokens)
+    accuracy, pairs = seen_pair_accuracy(base, make_batch(exam.numpy(), history), torch.as_tensor(history.action_ids))
+    print(f"{tokens:5,} tokens: right on {accuracy:.2%} of {pairs:,} pairs that were seen before in the same history")
 
 # %% [markdown]
 # ## 2 · The naive way: let the base play
@@ -439,13 +446,18 @@ print(
 #
 # How does it choose? A *greedy* player takes the move of the largest value. Where two moves are worth nearly the same,
 # the network's error decides, and it decides the same way whenever the player comes back: it walks to and fro until it
-# is cut off. Our agents draw their moves from the softmax of the read-out at a temperature $\tau = ½$:
+# is cut off. Our agents become restless instead. They draw their moves from a softmax of the read-out, and its
+# temperature $t$ rises with the number $m$ of moves made in the episode, from 0 (greedy) to $\tau = ½$:
 #
-# $$\pi(a \mid h) = \frac{e^{z_a/\tau}}{\sum_b e^{z_b/\tau}} \propto \left(\frac{Q_a}{1-Q_a}\right)^{1/\tau}$$
+# $$\pi(a \mid h) = \frac{e^{z_a/t}}{\sum_b e^{z_b/t}} \propto \left(\frac{Q_a}{1-Q_a}\right)^{1/t},\qquad
+#   t = \tau \cdot \min\left(\frac{m}{25},\, 1\right)$$
 #
-# Small values enter as $Q^{1/\tau} = Q^2$: it is their *ratio* that counts. Of two moves worth .12 and .10 the better
-# one is drawn three times in five; beside .10 a seen hole worth .002 is drawn once in some 3,000 times. (Tests:
-# `test_actions_are_drawn_from_the_softmax_of_z_over_the_temperature`, `test_04_choice`.)
+# Whoever knows the way has arrived before $t$ matters. Whoever is still there after 25 moves is probably lost. What
+# counts for small values is $Q^{1/t}$, that is their *ratio*: at $t = ½$, of two moves worth .12 and .10 the better one
+# is drawn three times in five, which ends circles, while beside .10 a seen hole worth .002 is drawn once in some 3,000
+# times.
+# (Code: `icrl_utils.agent.Choice`; tests: `test_04_choice`,
+# `test_moves_are_drawn_from_a_softmax_whose_temperature_rises_with_the_moves_made`.)
 
 # %%
 players = {"agent": load_agent(folder), "memory-less": load_agent(folder, memory=False)}

@@ -73,7 +73,7 @@ class Agent:
 
     Q(history, a) = link(z_a), z_a = scale * logit of a's word - offset at the last token of the history (see
     ``QReadout``). The action is drawn from a softmax of z, see ``Choice``. Behind the sigmoid link z is about log Q if
-    Q is small: which of two moves is drawn depends on the *ratio* of their values, and a seen hole is hardly ever.
+    Q is small: which of two moves is drawn depends on the *ratio* of their values, so a seen hole hardly ever is.
 
     Args:
         model: a ``LlamaForCausalLM``, plain or wrapped by peft (its active adapter plays). It is used, not copied: a

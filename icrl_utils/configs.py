@@ -160,6 +160,8 @@ class TrainConfig(RunConfig):
             raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature={self.temperature!r} must not be negative; pass 0 for greedy play.")
         if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
             raise ValueError(
                 f"micro_tokens={self.micro_tokens!r} is less than slice_tokens={self.slice_tokens!r}, and a slice "

@@ -98,6 +98,7 @@ def tokens(text):
         ({"relabel": 1.5}, "relabel=1.5 is a share"),
         ({"gamma": 1.1}, "gamma=1.1 is not a discount factor"),
         ({"polyak": 0.0}, "polyak=0.0"),
+        ({"temperature": -0.5}, "temperature=-0.5 must not be negative"),
     ],
 )
 def test_impossible_values_are_named_before_anything_is_done(changes, message):

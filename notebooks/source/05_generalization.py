@@ -282,7 +282,7 @@ plots.plot_learning_curves(success, paper, title="From the file: 500 larger lake
 print(describe(summary(larger)))
 
 # %% [markdown]
-# The agent learns here, too, and it is again far from the memory-less twin and from tabular Q-learning. What it lacks is
+# The agent learns here, too, again far from its memory-less twin and from tabular Q-learning. What it lacks is
 # distance. On the known graph its values are right up to three or four moves from a goal; further away they end in a
 # floor of about a tenth, which is what it thinks an unknown tile is worth (lab book, section 6). In a lake of 7 by 7
 # tiles many ways are longer. So near the start it goes to and fro, or tries something new although a way is known, and

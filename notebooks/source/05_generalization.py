@@ -112,7 +112,7 @@ for name, records in played.items():
     print(f"  {name:22s}{growth(records.success, records.epsilon):+8.0%}")
 
 # %% [markdown]
-# **The oracle "improves" too**, by more than the agent, and it learns nothing: it knows the map from the start. The
+# **The oracle "improves" too**, as much as the agent, and it learns nothing: it knows the map from the start. The
 # growth measures that random play is bad. The schedule alone makes every curve rise for everybody who decides better
 # than a die, whether it remembers or not. This is the first thing that the paper's curve does *not* show.
 #

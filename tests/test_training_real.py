@@ -167,7 +167,7 @@ def test_training_moves_both_adapters_and_nothing_else(llama3_folder, tmp_path, 
     assert record["base_sha256"] == real_llama.checkpoint_id(llama3_folder)
     assert all(math.isfinite(float(row[name])) for row in log(folder) for name in ("loss", "td_error", "grad_norm"))
 
-    live = Agent(model, load_history(llama3_folder, "paper"), QReadout(**record["readout"]))
+    live = Agent(model, load_history(llama3_folder, "paper"), QReadout(**record["readout"]), temperature=0.5)
     loaded = load_agent(folder, device="cpu")
     assert loaded.format.name == "paper" and getattr(loaded.model, "is_quantized", False) == ("quantization" in changes)
     text = live.format.render([Episode((8, 9, 13), (2, 1), "goal"), Episode((8, 9), (2,))])
@@ -325,7 +325,7 @@ def test_recipe_table_shows_both_side_by_side():
     assert rows["behaviour_expert_share"]["paper"] == "0"
     paper = TrainConfig(**train_options(PROFILES["full"], "paper")).decisive()
     assert rows.keys() == {*paper} - {"behaviour"} | {f"behaviour_{name}" for name in paper["behaviour"]}
-    assert set(PAPER_RECIPE) - {"behaviour", "micro_tokens"} <= rows.keys()
+    assert set(PAPER_RECIPE) - {"behaviour", "micro_tokens", "temperature"} <= rows.keys()
 
 
 def test_unknown_recipe():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,13 +24,12 @@ from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import RESET, HistoryFormat
 from icrl_utils.lake import LakeMap
 from icrl_utils.models import CONTEXT, file_sha256, in_repository, never_repack
-from icrl_utils.policy import Step
+from icrl_utils.policy import Choice, Step, check_temperature
 from icrl_utils.profiles import ASSETS, ROOT
 from icrl_utils.qvalues import QReadout, action_logits, backbone
 from icrl_utils.real_llama import checkpoint_id, keep_dtype, load_history, load_llama
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
-PATIENCE = 25  # moves in an episode until the temperature is at its height
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
 
 
@@ -40,32 +38,6 @@ def maps_at_once(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
     return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
-
-
-class Choice:
-    """Which moves n histories make, given the read-out z of their four moves.
-
-    Each is drawn from softmax(z / temperature), and the temperature grows evenly with the moves made in the running
-    episode, from 0 (the largest z) to the full one after ``PATIENCE`` moves. Whoever knows the way has arrived by then.
-    Whoever has not may be walking in a circle, which a greedy player never leaves.
-    """
-
-    def __init__(self, temperature: float, rngs: Sequence[np.random.Generator]):
-        self.temperature, self._rngs = temperature, rngs  # one generator a history
-        self._moves = np.zeros(len(rngs))  # made in the running episode
-
-    def __call__(self, z: np.ndarray, step: Step) -> np.ndarray:
-        """int64 [n]: the moves that follow ``step``. z: float32 [n, 4]. The largest of z plus temperature times Gumbel
-        noise is a draw from the softmax."""
-        self._moves = np.where(step.action == RESET, 0, self._moves + 1)
-        if not self.temperature:
-            return z.argmax(1)
-        temperature = self.temperature * np.minimum(self._moves / PATIENCE, 1)
-        noise = np.stack([rng.gumbel(size=4) for rng in self._rngs])
-        return (z + temperature[:, None] * noise).argmax(1)
-
-    def keep(self, rows: np.ndarray) -> None:
-        self._rngs, self._moves = [self._rngs[row] for row in rows], self._moves[rows]
 
 
 class Agent:
@@ -85,7 +57,7 @@ class Agent:
             dropped ones: their keys and values are not recomputed.
         autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
         training_seed: in records; the seed of the training run that made the weights, None for a live one.
-        temperature: of the choice after ``PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
+        temperature: of the choice after ``policy.PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
     """
 
     def __init__(
@@ -100,8 +72,7 @@ class Agent:
         training_seed: int | None = None,
         temperature: float = 0.0,
     ):
-        if not temperature >= 0:
-            raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")
+        check_temperature(temperature)
         if model.config._attn_implementation != "sdpa":
             raise ValueError(
                 f"model uses attn_implementation={model.config._attn_implementation!r}; load it with 'sdpa', the only "

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from icrl_utils import dqn
-from icrl_utils.agent import Choice
 from icrl_utils.hardware import compile_network, matmul_peak
 from icrl_utils.history import HistoryFormat
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION, FrozenLakeVectorEnv
 from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, new_tiny_llama, parameter_count
+from icrl_utils.policy import Choice
 from icrl_utils.profiles import ASSETS, Profile
 from icrl_utils.qvalues import QNetwork, QReadout
 from icrl_utils.replay import make_batch

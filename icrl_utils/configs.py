@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal
 
 from icrl_utils.models import portable_path
+from icrl_utils.policy import check_temperature
 from icrl_utils.profiles import PROFILES, Profile
 from icrl_utils.qvalues import QReadout
 from icrl_utils.replay import Behaviour, check_order
@@ -144,7 +145,7 @@ class TrainConfig(RunConfig):
     consistent: bool = True  # a move against a wall is backed up as if it were repeated, see dqn.td_targets
     offset: float = 1.0  # read-out, see QReadout
     scale: float = 1.0
-    temperature: float = 0.5  # at play, see `agent.Choice`
+    temperature: float = 0.5  # at play, see `policy.Choice`
     centred: bool = False  # the offset counts from the mean logit that the base has at action words
     world_model: float = 0.1  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
@@ -160,8 +161,7 @@ class TrainConfig(RunConfig):
             raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature!r} must not be negative; pass 0 for greedy play.")
+        check_temperature(self.temperature)
         if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
             raise ValueError(
                 f"micro_tokens={self.micro_tokens!r} is less than slice_tokens={self.slice_tokens!r}, and a slice "

@@ -7,11 +7,15 @@ new episode begins on ``tile`` (gymnasium's next-step autoreset).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from icrl_utils.history import RESET
 from icrl_utils.lake import LakeMap
+
+PATIENCE = 25  # moves in an episode until the temperature of a choice is at its height
 
 
 class Step(NamedTuple):
@@ -36,3 +40,34 @@ class Policy(Protocol):
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only (int64, increasing): the others have played all their episodes."""
+
+
+class Choice:
+    """Which moves n histories make, given the read-out z of their four moves.
+
+    Each is drawn from softmax(z / temperature), and the temperature grows evenly with the moves made in the running
+    episode, from 0 (the largest z) to the full one after ``PATIENCE`` moves. Whoever knows the way has arrived by then.
+    Whoever has not may be walking in a circle, which a greedy player never leaves.
+    """
+
+    def __init__(self, temperature: float, rngs: Sequence[np.random.Generator]):
+        self.temperature, self._rngs = temperature, rngs  # one generator a history
+        self._moves = np.zeros(len(rngs))  # made in the running episode
+
+    def __call__(self, z: np.ndarray, step: Step) -> np.ndarray:
+        """int64 [n]: the moves that follow ``step``. z: float32 [n, 4]. The largest of z plus temperature times Gumbel
+        noise is a draw from the softmax."""
+        self._moves = np.where(step.action == RESET, 0, self._moves + 1)
+        if not self.temperature:
+            return z.argmax(1)
+        temperature = self.temperature * np.minimum(self._moves / PATIENCE, 1)
+        noise = np.stack([rng.gumbel(size=4) for rng in self._rngs])
+        return (z + temperature[:, None] * noise).argmax(1)
+
+    def keep(self, rows: np.ndarray) -> None:
+        self._rngs, self._moves = [self._rngs[row] for row in rows], self._moves[rows]
+
+
+def check_temperature(temperature: float) -> None:
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from icrl_utils.agent import PATIENCE, Agent, Choice, load_agent
+from icrl_utils.agent import Agent, load_agent
 from icrl_utils.bench import Rereader
 from icrl_utils.cache import GrowingLayer
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
 from icrl_utils.lake import MapDistribution
 from icrl_utils.models import PROJECTIONS, file_sha256, new_tiny_llama
-from icrl_utils.policy import Step
+from icrl_utils.policy import PATIENCE, Choice, Step
 from icrl_utils.qvalues import QReadout
 from icrl_utils.rollout import rollout
 from icrl_utils.tokenizers import make_paper_tokenizer

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_utils.agent import Choice
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import RESET, Episode, HistoryFormat
 from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS, development_maps
 from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
 from icrl_utils.notebooks import sources
+from icrl_utils.policy import Choice
 from icrl_utils.qvalues import QNetwork, QReadout, backbone
 from icrl_utils.replay import RANDOM_PLAY, ReplayBuffer, collect, make_batch
 from icrl_utils.rollout import Agent, Step, rollout

@@ -456,7 +456,7 @@ print(
 # counts for small values is $Q^{1/t}$, that is their *ratio*: at $t = ½$, of two moves worth .12 and .10 the better one
 # is drawn three times in five, which ends circles, while beside .10 a seen hole worth .002 is drawn once in some 3,000
 # times.
-# (Code: `icrl_utils.agent.Choice`; tests: `test_04_choice`,
+# (Code: `icrl_utils.policy.Choice`; tests: `test_04_choice`,
 # `test_moves_are_drawn_from_a_softmax_whose_temperature_rises_with_the_moves_made`.)
 
 # %%
@@ -526,11 +526,10 @@ for title, name in titles.items():
 # with its own temperature, and with others:
 
 # %%
-endings = {}
 for temperature in (0.0, 0.25, 0.5, 1.0):
     player = load_agent(shipped, temperature=temperature, name=f"temperature {temperature:g}")
-    endings[temperature] = rollout(player, lakes, "paper", seed=1, step_limit=limit).outcome[:, -10:]
-    goal, hole, cut = (f"{(endings[temperature] == code).mean():.0%}" for code in (GOAL, HOLE, LIMIT))
+    ended = rollout(player, lakes, "paper", seed=1, step_limit=limit).outcome[:, -10:]
+    goal, hole, cut = (f"{(ended == code).mean():.0%}" for code in (GOAL, HOLE, LIMIT))
     print(f"temperature {temperature:<4g}  goal {goal:>4s}, hole {hole:>4s}, cut off {cut:>4s}")
 
 # %% [markdown]

@@ -286,7 +286,9 @@ def _real_options(profile: Profile) -> dict[str, object]:
 def recipe_table() -> list[dict[str, str]]:
     """Both recipes for the Llama of the profile ``full``, one row a setting: ``setting``, ``paper``, ``ours``."""
     paper, ours = (
-        dict(_flat(TrainConfig(**train_options(PROFILES["full"], recipe)).decisive())) for recipe in ("paper", "ours")
+        # The temperature is of play alone, and yet a part of the recipe.
+        dict(_flat(config.decisive() | {"temperature": config.temperature}))
+        for config in (TrainConfig(**train_options(PROFILES["full"], recipe)) for recipe in ("paper", "ours"))
     )
     return [{"setting": name, "paper": _text(paper[name]), "ours": _text(ours[name])} for name in paper]
 

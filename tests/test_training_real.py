@@ -325,8 +325,10 @@ def test_recipe_table_shows_both_side_by_side():
     assert rows["slice_tokens"] == {"setting": "slice_tokens", "paper": "4,096", "ours": "4,096"}
     assert rows["behaviour_expert_share"]["paper"] == "0"
     paper = TrainConfig(**train_options(PROFILES["full"], "paper")).decisive()
-    assert rows.keys() == {*paper} - {"behaviour"} | {f"behaviour_{name}" for name in paper["behaviour"]}
-    assert set(PAPER_RECIPE) - {"behaviour", "micro_tokens", "temperature"} <= rows.keys()
+    inner = {f"behaviour_{name}" for name in paper["behaviour"]}
+    assert rows.keys() == {*paper} - {"behaviour"} | inner | {"temperature"}
+    assert rows["temperature"] == {"setting": "temperature", "paper": "0", "ours": "0.5"}
+    assert set(PAPER_RECIPE) - {"behaviour", "micro_tokens"} <= rows.keys()
 
 
 def test_unknown_recipe():

@@ -147,7 +147,7 @@ class TrainConfig(RunConfig):
     scale: float = 1.0
     temperature: float = 0.5  # at play, see `policy.Choice`
     centred: bool = False  # the offset counts from the mean logit that the base has at action words
-    world_model: float = 0.0  # weight of an auxiliary next-observation loss; the lab book has its ablation
+    world_model: float = 0.1  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
     quality: Literal["low", "mid", "hi"] = "mid"
     crossing: bool = False  # slices may cross map changes
@@ -274,6 +274,7 @@ def _real_options(profile: Profile) -> dict[str, object]:
         "slice_tokens": profile.slice_tokens,
         "micro_tokens": profile.slice_tokens,
         "relabel": 0.0,
+        "world_model": 0.0,
         "centred": True,
         "log_every": 5,
         "eval_every": max(1, steps // 5),  # playing is slow: every move reads all weights

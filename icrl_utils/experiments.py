@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from icrl_utils.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.files import atomically
 from icrl_utils.history import HOLE
 from icrl_utils.lake import (
     PAPER_IN_DISTRIBUTION,
@@ -159,12 +159,8 @@ def write_csv(path: str | Path, table: Table) -> None:
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in COLUMNS.items()]
     writer.writerows(zip(*columns, strict=True))
     data = text.getvalue().encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(
-        gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-    )  # no time: same table, same file
-    os.replace(temporary, path)
+    with atomically(path) as part:  # mtime: the same table gives the same file
+        part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def read_csv(path: str | Path) -> Table:

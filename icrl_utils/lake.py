@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from functools import cache
 
@@ -20,6 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from icrl_utils.files import atomically
 from icrl_utils.maps import (
     ACTIONS,
     DEFAULT_MAP,
@@ -388,10 +388,8 @@ def _make_held_out_file() -> None:
             f"numpy {np.__version__} draws other maps (sha256 {digest}) than those of all published figures "
             f"(sha256 {HELD_OUT_SHA256}): nothing written. Restore {HELD_OUT_FILE.name} from the repository."
         )
-    HELD_OUT_FILE.parent.mkdir(parents=True, exist_ok=True)
-    part = HELD_OUT_FILE.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, HELD_OUT_FILE)
+    with atomically(HELD_OUT_FILE) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
     print(f"Wrote {HELD_OUT_FILE}.")
 
 

@@ -22,6 +22,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from tqdm.auto import tqdm
 
+from icrl_utils.files import atomically
 from icrl_utils.profiles import BUILD, PROFILES, ROOT, Profile
 
 REPOSITORY_URL = ""  # where the course is published; set-up cell and Colab badge follow. Empty: the badge is hidden
@@ -33,11 +34,13 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 def setup_cell() -> str:
     """The three lines with which every notebook begins: on Colab they fetch the course, elsewhere they only check."""
-    clone = f"git clone -q --depth 1 -b {RELEASE} {REPOSITORY_URL or 'REPOSITORY_URL'} course"
+    clone = f"git clone -q --depth 1 -b {RELEASE} {REPOSITORY_URL} course"
+    fetch = f'os.system("{clone}"); os.chdir("course"); sys.path.insert(0, os.getcwd())'
+    if not REPOSITORY_URL:
+        fetch = 'raise FileNotFoundError("not published yet: upload the folder of the course, os.chdir() into it")'
     return (
         "import os, sys  # set-up: on Colab fetches the course and what Colab lacks; elsewhere checks versions\n"
-        'if "google.colab" in sys.modules and not os.path.exists("icrl_utils"): '
-        f'os.system("{clone}"); os.chdir("course"); sys.path.insert(0, os.getcwd())\n'
+        f'if "google.colab" in sys.modules and not os.path.exists("icrl_utils"): {fetch}\n'
         "from icrl_utils.versions import set_up; set_up()"
     )
 
@@ -158,11 +161,8 @@ def _clean_text(text: str) -> str:
 
 
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
-    """Atomically: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    with atomically(path) as part:
+        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
 
 
 def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: bool = False) -> None:
@@ -190,8 +190,8 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
         report.append((source.stem, time.perf_counter() - began, peak))
     if write:  # only now: all of them ran
         for name, _, _ in report:
-            shutil.copyfile(target / f"{name}.ipynb", part := NOTEBOOKS / f"{name}.ipynb.part")
-            os.replace(part, NOTEBOOKS / f"{name}.ipynb")
+            with atomically(NOTEBOOKS / f"{name}.ipynb") as part:
+                shutil.copyfile(target / f"{name}.ipynb", part)
     for name, seconds, peak in report:
         print(f"{name:32s} {seconds / 60:6.1f} min {peak:6.2f} GB")
     where = "build/notebooks/ and notebooks/" if write else "build/notebooks/"

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from icrl_utils.configs import RunConfig
+from icrl_utils.files import atomically
 from icrl_utils.hardware import device_name, matmul_peak
 from icrl_utils.models import file_sha256
 from icrl_utils.profiles import ROOT
@@ -229,9 +230,8 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "config": self.config.decisive(),
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
-        os.replace(temporary, self.checkpoint)
+        with atomically(self.checkpoint) as part:
+            save_file(tensors, part, metadata={"progress": json.dumps(progress)})
         self._restart_clock()
 
     def _restore(self) -> None:
@@ -357,13 +357,11 @@ def delayed_interrupt() -> Iterator[threading.Event]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Atomically; columns in the order of their first appearance."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    """Columns in the order of their first appearance."""
+    with atomically(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def git_commit() -> str | None:

@@ -20,8 +20,12 @@ POLICY_COLORS = {  # the same policy has the same colour in every figure
     "R-max": PINK,
     "posterior sampling": RED,
     "oracle": INK,
+    "base": "#7A5195",
+    "this run": BLUE,  # the agent, where there are two
+    "this run, memory-less": ORANGE,
+    "shipped run": "#8C6D1F",
 }
-_MORE_COLORS = ("#7A5195", "#8C6D1F", "#3B8EA5", "#A23B72", "#4D7C0F")
+_MORE_COLORS = ("#3B8EA5", "#A23B72", "#4D7C0F", "#B5651D", "#5B5EA6")
 
 
 def color_of(policy: str, index: int = 0) -> str:
@@ -44,7 +48,7 @@ def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8
         label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
         ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
-    ax.axvline(context, color=RED, linewidth=1.5, zorder=2)
+    ax.axvline(context, color=RED, linewidth=1.5, zorder=0.5)
     ax.text(context, -0.66, f" context: {context:,}", color=RED, fontsize=8.5, va="bottom")
     ax.set_yticks(range(len(tokens)), list(tokens))
     ax.set(ylim=(len(tokens) - 0.45, -0.65), xscale="log", xlabel="tokens (logarithmic)")
@@ -147,7 +151,7 @@ _PANELS = {  # panel title -> columns of train_log.csv that it shows, where they
 _NAMES = {
     "loss": "loss",
     "total_loss": "with world model",
-    "loss_of_moves": "of all four moves",
+    "loss_of_moves": "what all four moves lead to",
     "seen_pair_accuracy": "asked after the move",
     "seen_move_accuracy": "asked before it",
     "success_first": "first ten episodes",
@@ -173,11 +177,14 @@ def plot_training_log(logs: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
     panels = {name: [c for c in columns if c in there] for name, columns in _PANELS.items() if there & set(columns)}
     figure, axes = new_figure(min(10, 3.6 * len(panels) + 0.4), 3.0, 1, len(panels))
     styles = ("-", "--", ":")
+    names = _NAMES | {"loss": "next observation"} if "loss_of_moves" in there else _NAMES
     for ax, (name, columns) in zip(axes[0], panels.items(), strict=True):
-        for style, (run, rows) in zip(styles, runs.items(), strict=False):
+        for i, (style, (run, rows)) in enumerate(zip(styles, runs.items(), strict=False)):
             for color, column in zip((BLUE, ORANGE, GREEN, PINK), columns, strict=False):
+                if len(columns) == 1 and run:  # then colours tell the runs apart
+                    style, color = "-", color_of(run, i)
                 tokens, values = _column(rows, column)
-                label = ", ".join(filter(None, (_NAMES.get(column, column) if len(columns) > 1 else "", run)))
+                label = ", ".join(filter(None, (names[column] if len(columns) > 1 else "", run)))
                 marker = "o" if len(values) < 25 else None
                 ax.plot(tokens / 1e6, values, style, color=color, marker=marker, markersize=4, label=label)
         ax.set_title(name, fontsize=10)

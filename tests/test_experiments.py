@@ -110,7 +110,7 @@ def test_an_interrupted_write_leaves_the_old_file(table, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.os, "replace", killed)
+    monkeypatch.setattr("icrl_utils.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_csv(path, {name: column[:5] for name, column in table.items()})
     assert path.read_bytes() == before

@@ -23,6 +23,7 @@ CARD = {  # row of the card -> what must stand in it
     "Goals": r"\w+",
     "Prerequisites": r"\w+",
     "Reading": r"\d+ minutes",
+    "Exercises": r"\d+ minutes",
     "Run time": r"\d.*(s|min)\b",
     "Peak memory": r"[\d.]+ [GM]B",
     "Downloads": r"\w+",

@@ -76,12 +76,13 @@ def test_the_figures_in_the_readme_are_those_of_the_shipped_records(column, expe
 
 
 def test_the_lesson_table_says_what_the_cards_say():
-    row = r"^\| \[.*?\]\(notebooks/(\w+).ipynb\) \|.*\| (\d+ minutes) \| (.*) \|$"
+    row = r"^\| \[.*?\]\(notebooks/(\w+).ipynb\) \|.*\| (\d+ minutes) \| (\d+ minutes) \| (.*) \|$"
     rows = re.findall(row, README, flags=re.MULTILINE)
-    assert [name for name, _, _ in rows] == [source.stem for source in notebooks.sources()]
-    for name, reading, execution in rows:
+    assert [name for name, *_ in rows] == [source.stem for source in notebooks.sources()]
+    for name, reading, exercises, execution in rows:
         card = "\n".join(cell.source for cell in notebooks.build(notebooks.SOURCES / f"{name}.py").cells[:2])
-        assert f"| **Reading** | {reading} |" in card and f"cpu {execution} " in card, name
+        assert f"| **Reading** | {reading} |" in card and f"| **Exercises** | {exercises} |" in card, name
+        assert f"cpu {execution} " in card, name
 
 
 def test_no_machine_paths_and_no_package_hosts_in_tracked_files():

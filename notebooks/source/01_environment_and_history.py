@@ -11,6 +11,7 @@
 # | **Goals** | Draw lakes by the paper's law; know why a tile number is no state; write histories; find decisions |
 # | **Prerequisites** | Notebook 00; NumPy |
 # | **Reading** | 25 minutes |
+# | **Exercises** | 35 minutes |
 # | **Run time** | smoke 10 s · cpu 20 s on two cores |
 # | **Peak memory** | 0.6 GB |
 # | **Downloads** | none |
@@ -207,9 +208,9 @@ two = [Episode((8, 9, 13), (2, 1), "hole"), Episode((8, 9, 5, 6, 2, 3), (2, 3, 2
 print(compact.render(two))
 
 # %% [markdown]
-# The reward needs no token of its own, since `goal` says it. The tile on which an episode ended needs none either:
-# it was reached by an edge that is in the text. The vocabulary has 72 words: 64 tile numbers (lakes up to 8 x 8), four
-# actions, three endings, `reset`. The red triangles mark *decisions*; we come to them in a moment.
+# The reward needs no token of its own, since `goal` says it. The tile on which an episode ended needs none either: it
+# was reached by an edge that is in the text. The vocabulary has 72 words: 64 tile numbers (lakes up to 8 x 8), four
+# actions, three endings, `reset`. The orange triangles mark *decisions*; we come to them in a moment.
 
 # %%
 from icrl_utils.plots import plot_history_tokens
@@ -233,8 +234,8 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# Because every step has exactly two tokens, *many lakes grow in lock-step*: three players, five steps, no padding.
-# This is what makes playing a hundred lakes at once cheap.
+# Because every step has exactly two tokens, *many lakes grow in lock-step*: three players, a reset and two moves, no
+# padding. This is what makes playing a hundred lakes at once cheap.
 
 # %%
 from icrl_utils.history import RESET
@@ -284,14 +285,16 @@ lakes = held_out_maps("in_distribution")[: profile.maps]
 mean_steps = {p.name: rollout(p, lakes, "greedy", episodes=5).steps.mean() for p in (OraclePolicy(), RandomPolicy())}
 tokens = {}
 for name, n in (mean_steps | {"in circles": 100}).items():
-    cost = {"compact": 2 * n + 2, "paper": 10 * n + 7, "JSON": json_tokens * n}
+    end = {"oracle": 7, "in circles": 5}.get(name, 0)  # what the message about a goal or the limit costs more
+    cost = {"compact": 2 * n + 2, "paper": 10 * n + 7 + end, "JSON": json_tokens * n}
     tokens[f"{name}\n({n:.0f} moves an episode)"] = {way: 30 * each for way, each in cost.items()}
 plot_token_costs(tokens, title="A history of thirty episodes")
 
 # %% [markdown]
-# The tiny Llama's context of 8,192 tokens holds thirty episodes of circles in the compact format (6,060). In the
-# paper's format eight of them fill it, and JSON would not even hold a random player's memory. What does not fit is
-# dropped, oldest episodes first, and said once:
+# The tiny Llama's context of 8,192 tokens holds thirty episodes of circles in the compact format (6,060). (That it
+# *fits* does not say that it is remembered: histories in training were up to 3,200 tokens long, and recall was checked
+# up to 5,120, see the lab book, section 4.) In the paper's format eight of them fill it, and JSON would not even hold a
+# random player's memory. What does not fit is dropped, oldest episodes first, and said once:
 
 # %%
 import warnings

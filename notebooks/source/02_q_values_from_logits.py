@@ -12,6 +12,7 @@
 # | **Goals** | Read Q from a Llama; know what scale, offset and rows do; see what an untrained model believes |
 # | **Prerequisites** | Notebook 01; PyTorch tensors; what a logit is |
 # | **Reading** | 25 minutes |
+# | **Exercises** | 40 minutes |
 # | **Run time** | smoke 15 s · cpu 30 s on two cores |
 # | **Peak memory** | 1 GB |
 # | **Downloads** | none |
@@ -150,12 +151,12 @@ print("mean of each action's logit:", [round(x, 2) for x in four_logits.mean(0).
 print(f"from {four_logits.min():.1f} to {four_logits.max():.1f}, {(four_logits < 0).float().mean():.0%} below zero")
 
 # %% [markdown]
-# Half of them would be negative "returns". In a large pretrained Llama it is worse: there the four logits sit together
-# at some level that training happened to choose; in the paper's model it seems to be near +22. Read as a return, that
-# promises 22 goals; the squared errors of the first training steps are near 22² = 484, where differences of .1 matter.
-# The paper multiplies all rewards by 30, which brings returns near the logits. We go the other way, and store it beside
-# the adapter: **scale** $s$ and **offset** $c$ bring the logits to where returns are, and $\sigma$ keeps them within
-# $[0, 1]$.
+# A third of them would be negative "returns". In a large pretrained Llama it is worse: there the four logits sit
+# together at some level that training happened to choose; in the paper's model it seems to be near +22. Read as a
+# return, that promises 22 goals; the squared errors of the first training steps are near 22² = 484, where differences
+# of .1 matter. The paper multiplies all rewards by 30, which brings returns near the logits. We go the other way, and
+# store it beside the adapter: **scale** $s$ and **offset** $c$ bring the logits to where returns are, and $\sigma$
+# keeps them within $[0, 1]$.
 #
 # Whatever $s > 0$ and $c$ are, the *order* of the four actions does not change, so the greedy move is the same:
 
@@ -166,7 +167,7 @@ for scale, offset in ((1.0, 0.0), (1.0, 1.0), (0.3, 2.0)):
     print(f"scale {scale}, offset {offset}: median Q {q.median():.2f}, greedy move the same in {same:.0%}")
 
 # %% [markdown]
-# Why start low (offset 1 makes the median about .27)? On most tiles of most lakes the optimal value is small, and an
+# Why start low (offset 1 makes the median about .35)? On most tiles of most lakes the optimal value is small, and an
 # action that was never tried should not look like a promise by accident. An optimistic start is a *choice*, one that
 # helps exploration; notebook 05 shows it for tables.
 #
@@ -203,7 +204,8 @@ for name, rows in (("rows of the base", W), ("nearly parallel rows", parallel)):
 # Give the model a memory of our lake, eight episodes of random play that found the goal and fell into every hole, and
 # ask for Q on every tile. (It is asked as if an episode began there. On most tiles none ever did, so this is a question
 # outside of its experience; the pattern is worth more than the digits.) Left the exact values $Q^*$ (discount $\gamma =
-# .6$, as in our training; notebook 04 says why), then the base, then the agent that notebooks 03 and 04 make of it.
+# .6$, as in our training; notebook 04 says why), then the base, then the agent that notebooks 03 and 04 make of it. The
+# framed triangle is the best move of its tile.
 
 # %%
 from icrl_utils import load_agent
@@ -232,12 +234,12 @@ plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player i
 
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward
-# was ever mentioned. It *knows* that right of 9 comes the hole 10, if it saw it; it does not know that this is bad.
-# The agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. So are those
-# that point at the edge of the lake, where $Q^*$ is not: bumping into a wall costs one move and no more, but we train
-# the agent to count it as worth nothing (the *consistent backup*, notebook 03), so that it does not bump for ever. Look
-# also at the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and the agent, who has never been there,
-# guesses.
+# was ever mentioned. It *knows* that right of 9 comes the hole 10, if it saw it; it does not know that this is bad. The
+# agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. So are those that
+# point at the edge of the lake where the memory has shown it, though $Q^*$ is not dark there: bumping into a wall costs
+# one move and no more, but we train the agent to count it as worth nothing (the *consistent backup*, notebook 03), so
+# that it does not bump for ever. Look also at the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and
+# the agent, who has never been there, guesses.
 #
 # A check of that knowledge. The base predicts what comes *after* a move, and is nearly always right where the
 # context has already shown it:
@@ -251,7 +253,7 @@ print(f"next observation right: {accuracy:.1%} of {pairs:,} (tile, action) pairs
 
 # %% [markdown]
 # Expected: above 99 %. An excellent memory of the world without a will: that is the right base to start from. How badly
-# does it *play*? Same lakes, same luck, against the die:
+# does it *play*, if it always makes the move with the largest value? Same lakes, same luck, against the die:
 
 # %%
 from icrl_utils.statistics import interval
@@ -276,8 +278,8 @@ print(f"moves an episode: base {untrained.steps.mean():.0f}, random {die.steps.m
 print(f"cut off: base {(untrained.outcome == 3).mean():.0%}, random {(die.outcome == 3).mean():.0%}")
 
 # %% [markdown]
-# So nothing that the agent of notebook 00 can do was in the base already. It was put there by four numbers, a reward,
-# and the next two notebooks.
+# So the memory of the agent of notebook 00 was in the base already; what to *want* was not. That is put there by four
+# numbers, a reward, and the next two notebooks.
 #
 # ## Exercise 1: read Q
 #
@@ -360,7 +362,7 @@ def fit_readout(logits, middle, spread):
 # - The likeliest token and the best move are different questions. Never take a maximum over the whole vocabulary.
 # - $Q(h, a) = \sigma(s\, w_a \cdot h - c)$ at the decision: four rows, no head. A positive scale and a common offset
 #   bring logits to where returns are and never change the greedy move.
-# - Full logits cost hundreds of thousands of times what DQN uses.
+# - Full logits take hundreds of thousands of times the memory of what DQN uses.
 # - Frozen rows must differ, or no hidden state can tell the actions apart.
 # - The base remembers what it saw almost perfectly and plays worse than a die. Knowing what *will* happen is not
 #   knowing what is *good*.

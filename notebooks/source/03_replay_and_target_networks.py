@@ -11,6 +11,7 @@
 # | **Goals** | see Q-learning run away, and what stops it; TD targets by hand; four ways to get them wrong |
 # | **Prerequisites** | notebooks 01 (histories, decisions) and 02 (Q from logits); expectation, gradient |
 # | **Reading** | 45 minutes |
+# | **Exercises** | 35 minutes |
 # | **Run time** | smoke 30 s · cpu 1 min on two cores |
 # | **Peak memory** | 0.9 GB |
 # | **Downloads** | none |
@@ -36,7 +37,7 @@ small = profile.name == "smoke"  # the same cells, fewer steps: what they show i
 #
 # Take one lake, so small that the exact answer is known. Value iteration gives $Q^*(s, a)$: what the best player will
 # get, discounted by 0.9 a move (as in the paper; our own training takes 0.6, and notebook 04 says why), after taking
-# action $a$ on tile $s$.
+# action $a$ on tile $s$. In the figure each tile has four triangles, one a move, and the best one is framed.
 
 # %%
 lake = DEFAULT_MAP
@@ -175,9 +176,9 @@ for name, q in ways.items():
 # target stand still long enough to be reached. **Replay** mixes old and new moves, so that what is learned near the
 # goal is not unlearned while the player walks about elsewhere.
 #
-# In the figure the slow copy does the work, and replay alone does not stop the explosion. That replay adds so little
-# here has a reason: random play on one small lake is well mixed already. Its time comes when the lake changes and when
-# the player's habits change, that is, in our real data.
+# In the figure the slow copy does the work. Replay alone does not stop the explosion, and beside the slow copy it adds
+# nothing here. That has a reason: random play on one small lake is well mixed already. Its time comes when the lake
+# changes and when the player's habits change, that is, in our real data.
 #
 # Be careful with the conclusion: it is *this* network with *these* settings that explodes. A table instead of a network
 # cannot (nothing is shared between tiles), a lucky learning rate may not, and a target network makes divergence rare
@@ -213,12 +214,13 @@ def by_place(play):
 
 
 # %%
-titles = ["by place within a set, % of its episodes", "by set, sorted from worst to best, % of the sets"]
+titles = ["by place within a set", "by set, sorted from worst to best"]
 panels = {title: {} for title in titles}
 for name, play in sets.items():
     for title, share in zip(titles, by_place(play), strict=True):
         panels[title][name] = (100 * (np.arange(len(share)) + 0.5) / len(share), share)
-plots.plot_lines(panels, xlabel="%", ylabel="episodes that reach the goal", ylim=(0, 1.03))
+plots.plot_lines(panels, xlabel="% of the episodes of a set (left), % of the sets (right)",
+                 ylabel="share that reaches the goal", ylim=(0, 1.03))  # fmt: skip
 
 # %% [markdown]
 # Why not simply let a player who knows the map show the way? Because he would leave traces in the text that the text
@@ -244,13 +246,13 @@ for name, play in sets.items():
     print(f"{name:42s}" + "{:10.0%}{:11.0%}".format(*first_tries(play)))
 
 # %% [markdown]
-# Though well over half of their moves are random, players who know the map are luckier with new moves than anybody
-# could be who does not. The text does not say who is playing, so a network that learns from such play takes their
-# knowledge for luck that awaits everyone. This is **confounding**: the value of a move that somebody *chose for reasons
-# you cannot see* is not its value when you make it. Off-policy learning may learn from anybody, provided that the
-# choice depends on nothing but the history (and dice). All our players obey. (`Behaviour(expert_share=0.5)` mixes the
-# other kind in. In our one comparison, in `assets/lab_book.md`, success was not worse for it: they are left out because
-# the targets are wrong, not because the harm was measured.)
+# Though well over half of their moves are random, players who know the map are luckier with new moves than our other
+# players, who know only what they have seen. The text does not say who is playing, so a network that learns from such
+# play takes their knowledge for luck that awaits everyone. This is **confounding**: the value of a move that somebody
+# *chose for reasons you cannot see* is not its value when you make it. Off-policy learning may learn from anybody,
+# provided that the choice depends on nothing but the history (and dice). All our players obey.
+# (`Behaviour(expert_share=0.5)` mixes the other kind in. In our one comparison, in `assets/lab_book.md`, success was
+# not worse for it: they are left out because the targets are wrong, not because the harm was measured.)
 #
 # One kind of player in our data is bad on purpose. A tabular learner never walks in circles for long, but a
 # half-trained network does, and a network that has never read about circles does not know that they lead nowhere. So on
@@ -295,6 +297,12 @@ plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in fou
 
 # %% [markdown]
 # Rows differ in length because a bad player's episodes cost more tokens: more failures, fewer episodes.
+#
+# In training half of the slices also get their **tile numbers permuted**: each number is replaced by another one, the
+# same throughout the slice. Then geometry is gone ("9 lies to the right of 8" no longer holds), and only a look-up of
+# what happened before tells where a move leads. That is the skill that carries to lakes of any shape.
+# (`ReplayBuffer.slices(..., relabel=0.5)`; in the `paper` format a tile is not one token of its own, so there it is
+# off.)
 #
 # A lake is used once: a fresh one is drawn for every slice (sampling is fast, see notebook 01). The paper trained on
 # 250 lakes, and its training loss went on falling after the test loss had stopped: with few lakes the cheapest way to a
@@ -608,9 +616,10 @@ plots.plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", refer
 
 # %% [markdown]
 # With $\alpha = 0.01$ in bfloat16 the "target network" stays the untrained network until some factor has moved by more
-# than about .2, so learning bootstraps from nonsense. What the paper's ablation measures may thus be rounding rather
-# than $\alpha$. (We infer this from its code and from arithmetic; we did not re-run the 8B model.) How much of a whole
-# adapter is stuck depends on where its parameters start, at 1 (IA3) or at 0 (LoRA's B):
+# than about .4 upwards or .2 downwards (numbers below 1 lie half as far apart), so learning bootstraps from nonsense.
+# What the paper's ablation measures may thus be rounding rather than $\alpha$. (We infer this from its code and from
+# arithmetic; we did not re-run the 8B model.) How much of a whole adapter is stuck depends on where its parameters
+# start, at 1 (IA3) or at 0 (LoRA's B):
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -628,7 +637,7 @@ for name, start in (("IA3, starts at 1", 1.0), ("LoRA's B, starts at 0", 0.0)):
 
 # %% [markdown]
 # Each number is the part of the way that is still missing after 1,000 steps. This is why both adapters stay in float32
-# in this course, at any size: they take 1 MB here and 0.3 GB for 8 billion weights, little beside the base. (One more
+# in this course, at any size: each takes 1 MB here and 0.3 GB for 8 billion weights, little beside the base. (One more
 # trap: LoRA's change is the product $BA$, and the average of products is not the product of averages. We average $A$
 # and $B$, as everybody does; for a slow target the difference is small.)
 
@@ -746,7 +755,7 @@ plots.plot_probes(rows, title="Value of “right”: a ladder of five probes")
 #
 # Back to the lake of section 1, where everything is known. The same small Llama now learns from histories of random
 # play on this one lake. If all parts are right, then it must arrive at $Q^*$ for every tile and action: not roughly,
-# but to the second digit, although it never saw anybody play well.
+# but within a hundredth on average, although it never saw anybody play well.
 
 # %%
 sets = ReplayBuffer(collect([lake] * 64, RANDOM_PLAY, np.random.default_rng(0), min_tokens=512), history)
@@ -799,8 +808,8 @@ def alpha_for(steps, share=0.99):
 # %% [markdown]
 # ## Recap
 #
-# - A network that bootstraps from itself can run away from the truth without any bug. A slow target stops it; replay
-#   helps the target network, and did not replace it.
+# - A network that bootstraps from itself can run away from the truth without any bug. A slow target stopped it; replay
+#   alone did not, and on this one lake it added nothing.
 # - An end is not a cut-off. An end makes $y = r$; a cut-off gives no target; the last decision of a slice gets one only
 #   if the slice tells that it led to an end.
 # - A single maximum over noisy values is too large, the more candidates the worse. Choose with one network, value with

@@ -147,7 +147,7 @@ class TrainConfig(RunConfig):
     scale: float = 1.0
     temperature: float = 0.5  # at play, see `policy.Choice`
     centred: bool = False  # the offset counts from the mean logit that the base has at action words
-    world_model: float = 0.1  # weight of the auxiliary next-observation loss
+    world_model: float = 0.03  # weight of the auxiliary next-observation loss
     order: Literal["as_played", "shuffled"] = "as_played"
     quality: Literal["low", "mid", "hi"] = "mid"
     crossing: bool = False  # slices may cross map changes

@@ -256,7 +256,10 @@ plots.plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the e
 
 # %% [markdown]
 # All four fit this batch, IA3 with its 2,368 factors among them, and AdamW is the faster optimizer here. So one batch
-# decides nothing, and what does is training to the end.
+# decides nothing; training to the end does. After 7.7 million tokens an agent with IA3 succeeds in .68 [.63, .74] of
+# its last ten episodes and dies where it had died before in .29 of them; with LoRA it succeeds in .98 [.98, .99], and
+# that hardly ever happens (200 development lakes, one training seed; lab book, section 7). Turning up and down what the
+# base computes is not enough here.
 
 # %% [markdown]
 # ## 4 · The loop, line by line
@@ -352,8 +355,8 @@ y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 # $-y\log Q - (1-y)\log(1-Q)$, whose gradient with respect to $z$ is $Q - y$: as strong for a value of .02 that should
 # be 0 as for one of .98 that should be 1. (Tests: `test_bce_gradient_is_q_minus_y`, `test_04_loss`.) Three hundredths
 # of the loss of the first pretraining question (what is observed next?) are added, so that the world model is not
-# forgotten: it carries no information about actions. Without them the agent dies more than twice as often where it had
-# died before; with three times as much its ways are longer (lab book, section 7).
+# forgotten: it carries no information about actions. Without them the agent dies three times as often where it had died
+# before; with three times as much its ways are longer (lab book, section 7).
 
 # %% tags=["from:training.train"]
 count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes

@@ -162,9 +162,10 @@ def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarr
 def plot_intervals(
     groups: Mapping[str, Mapping[str, Interval]], xlabel: str = "", title: str = "", colors: Mapping[str, str] = {}
 ) -> Figure:
-    """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of numbers. One row a name."""
+    """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
     names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
-    figure, axes = new_figure(1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2, 1, len(groups), sharey=True)
+    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
+    figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
     for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
         for name, found in rows.items():
             _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))

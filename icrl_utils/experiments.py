@@ -225,10 +225,15 @@ def baselines(law: MapDistribution) -> list[Policy]:
 
 
 def describe(rows: list[dict]) -> str:
-    """A summary as a text table: estimates and 95 % intervals."""
+    """A summary as a text table, narrow enough for a notebook: estimates and 95 % intervals, three digits each."""
     metrics = [name for name, value in rows[0].items() if isinstance(value, Interval)]
-    lines = ["  ".join([f"{'policy':<22}", *(f"{name:<18}" for name in metrics)])]
+    lines = [f"{'policy':<21}" + "".join(f"{name:<15}" for name in metrics)]
     for row in rows:
-        cells = [f"{row[name].estimate:.3f} {row[name].low:.3f}-{row[name].high:.3f}" for name in metrics]
-        lines.append("  ".join([f"{row['policy']:<22}", *(f"{cell:<18}" for cell in cells)]))
-    return "\n".join(lines)
+        cells = ("{} {}-{}".format(*map(_three_digits, row[name][:3])) for name in metrics)
+        lines.append(f"{row['policy']:<21}" + "".join(f"{cell:<15}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _three_digits(x: float) -> str:
+    """.003, .974, 1.00, 10.5"""
+    return f"{x:.3f}".removeprefix("0") if x < 0.9995 else f"{x:#.3g}"

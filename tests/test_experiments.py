@@ -20,6 +20,7 @@ from icrl_utils.experiments import (
 )
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION, held_out_maps
 from icrl_utils.profiles import PROFILES
+from icrl_utils.statistics import Interval
 
 MAPS = PAPER_IN_DISTRIBUTION.sample(6, 0)
 
@@ -83,7 +84,15 @@ def test_summary_of_the_oracle(table):
     assert oracle["success"].estimate == oracle["shortest_path"].estimate == 1 and oracle["repeat_death"].estimate == 0
     assert (rows["agent"]["training_seeds"], oracle["training_seeds"], oracle["maps"]) == (2, 1, 6)
     assert rows["agent"]["success"].estimate == by_policy(table)["agent"][:, :, 2:].mean()
-    assert "oracle" in describe(summary(table))
+
+
+def test_description_of_a_summary_is_a_narrow_table():
+    success, first = Interval(0.9996, 0.995, 1.0), Interval(10.48, 9.562, 11.46)
+    row = {"policy": "R-max", "maps": 3, "success": success, "first_success": first}
+    assert describe([row]).splitlines() == [
+        "policy               success        first_success",
+        "R-max                1.00 .995-1.00 10.5 9.56-11.5",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])

@@ -18,9 +18,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
-from icrl_utils.cache import GrowingLayer
+from icrl_utils.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.history import RESET, HistoryFormat
 from icrl_utils.lake import LakeMap
 from icrl_utils.models import CONTEXT, file_sha256, in_repository, never_repack
@@ -95,7 +94,7 @@ class Agent:
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, self._choice = len(maps), Choice(self.temperature, rngs)
-        self._cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self._cache = GrowingCache()
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
         self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
         self._now = torch.full((n,), -1, dtype=torch.int16, device=self.device)
@@ -127,8 +126,7 @@ class Agent:
     def keep(self, rows: np.ndarray) -> None:
         self._choice.keep(rows)
         rows = torch.from_numpy(rows).to(self.device)
-        for layer in self._cache.layers:
-            layer.keep(rows)
+        self._cache.keep(rows)
         self._episode, self._now = self._episode[rows], self._now[rows]
         self._oldest, self._position = self._oldest[rows], self._position[rows]
 
@@ -172,8 +170,7 @@ class Agent:
         hidden = int((self._episode >= self._oldest[:, None]).any(0).int().argmax())
         cached = self._cache.get_seq_length()
         if 2 * hidden > cached and hidden <= cached:  # seldom, so that the columns are not moved at every step
-            for layer in self._cache.layers:
-                layer.drop(hidden)
+            self._cache.drop(hidden)
             self._episode = self._episode[:, hidden:]
 
     def _mask(self, new: int) -> Tensor:
@@ -193,15 +190,9 @@ class Agent:
         if training:
             self.model.eval()
         precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
-        cache = None if mask is None else self._cache
+        cached = {"use_cache": False} if mask is None else {"use_cache": True, CACHE_ARGUMENT: self._cache}
         with precision:
-            output = backbone(self.model)(
-                input_ids=ids,
-                position_ids=position,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
+            output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
         if training:
             self.model.train()
         return output.last_hidden_state

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from icrl_utils.agent import Agent, load_agent
 from icrl_utils.bench import Rereader
-from icrl_utils.cache import GrowingLayer
+from icrl_utils.cache import GrowingCache
 from icrl_utils.history import HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
 from icrl_utils.lake import MapDistribution
 from icrl_utils.models import PROJECTIONS, file_sha256, new_tiny_llama
@@ -202,22 +202,25 @@ def test_max_tokens_shorter_than_an_episode_is_refused():
         rollout(Agent(tiny_model(), COMPACT, QReadout(), max_tokens=10), MAPS[:1], [0] * 5)
 
 
-def test_growing_layer_keeps_what_it_was_given_and_moves_it_seldom():
-    layer = GrowingLayer()
+def test_growing_cache_keeps_what_it_was_given_and_moves_it_seldom():
+    cache = GrowingCache()
     given = torch.randn(3, 2, 300, 4)
     moves = set()
     for t in range(0, 300, 2):
-        keys, values = layer.update(given[:, :, t : t + 2], -given[:, :, t : t + 2])
+        for layer in (0, 1):
+            keys, values = cache.update((layer + 1) * given[:, :, t : t + 2], -given[:, :, t : t + 2], layer)
         moves.add(keys.data_ptr())
     assert len(moves) <= 4  # 64, 128, 256, 512
-    torch.testing.assert_close(keys, given)
+    torch.testing.assert_close(keys, 2 * given)
     torch.testing.assert_close(values, -given)
-    layer.drop(100)
-    layer.keep(torch.tensor([0, 2]))
-    torch.testing.assert_close(layer.keys, given[[0, 2], :, 100:])
-    assert layer.get_seq_length() == 200
-    keys, _ = layer.update(given[[0, 2], :, :2], given[[0, 2], :, :2])
-    torch.testing.assert_close(keys[:, :, -2:], given[[0, 2], :, :2])
+    cache.drop(100)
+    cache.keep(torch.tensor([0, 2]))
+    assert cache.get_seq_length() == cache.get_seq_length(1) == 200
+    for layer in (0, 1):
+        keys, values = cache.update(given[[0, 2], :, :2], given[[0, 2], :, :2], layer)
+        torch.testing.assert_close(keys[:, :, :-2], (layer + 1) * given[[0, 2], :, 100:])
+        torch.testing.assert_close(values[:, :, :-2], -given[[0, 2], :, 100:])
+        torch.testing.assert_close(keys[:, :, -2:], given[[0, 2], :, :2])
 
 
 @pytest.mark.parametrize(

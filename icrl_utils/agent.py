@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from icrl_utils.attention import check_attention
 from icrl_utils.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.history import RESET, HistoryFormat
 from icrl_utils.lake import LakeMap
@@ -72,11 +73,7 @@ class Agent:
         temperature: float = 0.0,
     ):
         check_temperature(temperature)
-        if model.config._attn_implementation != "sdpa":
-            raise ValueError(
-                f"model uses attn_implementation={model.config._attn_implementation!r}; load it with 'sdpa', the only "
-                "one whose masks this agent builds."
-            )
+        check_attention(model)
         self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
         self.name = name or ("agent" if memory else "memory-less")
         self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed

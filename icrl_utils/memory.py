@@ -10,7 +10,7 @@ What the formulas leave out: token ids and other integers, rows of size 1, the C
 holds but does not use. `torch.cuda.max_memory_allocated` and `icrl_utils.bench.peak_bytes` do not count those two.
 
 Attention is taken to run in a kernel that never keeps its N x N scores. Cards before Ampere (T4) have one only if keys
-and values are written out for all heads first, which `real_llama.avoid_math_kernel` asks for there. That keeps
+and values are written out for all heads first, which `attention.attention_for` asks for there. That keeps
 2 c N (q - k) more for each layer (with checkpointing: for one) than predicted.
 """
 

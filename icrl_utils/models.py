@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
@@ -21,11 +22,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from icrl_utils.attention import attention_of
 from icrl_utils.profiles import ROOT
 
 ONLINE, TARGET = "default", "target"  # "default" is peft's own name for the adapter that save_pretrained writes
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTERS = ("lora", "ia3")
+_IN_TRAINING_MODE: WeakSet[nn.Module] = WeakSet()  # the 4-bit layers of never_repack
 CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
 
 
@@ -195,12 +198,20 @@ def never_repack(model: nn.Module) -> nn.Module:
     """Keep bitsandbytes from repacking 4-bit weights in place.
 
     It does so in the first evaluation-mode forward on CPUs with AVX512-BF16, and later gradients are wrong: present,
-    finite and wrong. Nothing changes on other devices.
+    finite and wrong. So 4-bit layers stay in training mode, in which they compute the same (they have no dropout).
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    if getattr(model, "is_loaded_in_4bit", False):
+        from bitsandbytes.nn import Linear4bit  # only here: a model in full precision needs no bitsandbytes
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit) and module not in _IN_TRAINING_MODE:
+                module.register_forward_pre_hook(_enter_training_mode)
+                _IN_TRAINING_MODE.add(module)
     return model
+
+
+def _enter_training_mode(layer: nn.Module, _inputs) -> None:
+    layer.train()
 
 
 def adapter_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
@@ -222,7 +233,7 @@ def bare_backbone(model: PeftModel) -> nn.Module:
     """The backbone's modules without adapters and without memory (all tensors on the meta device): a form into which
     `torch.func.functional_call` can pour `folded_weights`."""
     with torch.device("meta"):
-        return AutoModel.from_config(model.config, attn_implementation=model.config._attn_implementation).eval()
+        return AutoModel.from_config(model.config, attn_implementation=attention_of(model)).eval()
 
 
 def folded_weights(model: PeftModel) -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations import sdpa_attention
 
+from icrl_utils.attention import attention_for
 from icrl_utils.hardware import has_ampere, resolve_precision
 from icrl_utils.history import HistoryFormat
 from icrl_utils.models import CONTEXT, add_adapters, check_adapter, file_sha256, in_repository, never_repack
@@ -101,7 +101,6 @@ def plan_load(
     check_checkpoint(name_or_path)
 
     def load() -> PreTrainedModel:
-        avoid_math_kernel(device, dtype)
         nf4 = quantization and BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -113,7 +112,7 @@ def plan_load(
             dtype=dtype,
             quantization_config=nf4,
             device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
-            attn_implementation="sdpa",
+            attn_implementation=attention_for(device, dtype),
         )
         return never_repack(model).eval()
 
@@ -133,16 +132,6 @@ def existing_device(device: str | torch.device | None) -> torch.device:
     raise ValueError(
         f"device={str(device)!r} is not here: torch sees the CPU and {gpus} CUDA GPUs; leave device out, or pass 'cpu'."
     )
-
-
-def avoid_math_kernel(device: torch.device, dtype: torch.dtype) -> None:
-    """Write keys and values out for all query heads where no fast attention kernel lets heads share them.
-
-    Only flash attention does: on cards from Ampere on, in half precision. Elsewhere the library still asks for shared
-    heads, and torch falls back to the kernel that keeps all N x N scores, without a word.
-    """
-    if device.type == "cuda" and (dtype == torch.float32 or not has_ampere(device)):
-        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:

@@ -12,20 +12,20 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
-from transformers.integrations import sdpa_attention
 
 from icrl_utils import configs, real_llama, runs, training
 from icrl_utils.__main__ import build_parser, main, make_config
 from icrl_utils.agent import Agent, load_agent
+from icrl_utils.attention import SEPARATE_HEADS, attention_for, attention_of
 from icrl_utils.configs import PAPER_RECIPE, TrainConfig, recipe_table, train_options
 from icrl_utils.hardware import make_accelerator
 from icrl_utils.history import GOAL, HOLE, LIMIT, RESET, RUNNING, Episode, HistoryFormat
 from icrl_utils.lake import TRAINING_MAPS, development_maps
 from icrl_utils.memory import GIB, SHAPES
-from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters
+from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, backbone
 from icrl_utils.profiles import PROFILES
 from icrl_utils.qvalues import QNetwork, QReadout
-from icrl_utils.real_llama import avoid_math_kernel, load_history, load_llama, save_small_llama
+from icrl_utils.real_llama import load_history, load_llama, save_small_llama
 from icrl_utils.replay import Batch, Behaviour, SliceSource, make_batch
 from icrl_utils.rollout import rollout
 from icrl_utils.runs import Run, learning_rate_factor, read_progress
@@ -412,20 +412,34 @@ def test_bf16_on_a_card_without_it_is_refused_before_weights_are_loaded(llama3_f
         training.load_frozen(small_config(llama3_folder, "x"), t4)
 
 
-@pytest.mark.parametrize(("capability", "shared"), [((7, 5), False), ((8, 0), True)], ids=["T4", "A100"])
-def test_heads_share_keys_only_where_a_fast_kernel_lets_them(capability, shared, monkeypatch):
-    key = torch.zeros(1, 2, 3, 4)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "kernel"),
+    [
+        ((7, 5), torch.float16, SEPARATE_HEADS),
+        ((8, 0), torch.float16, "sdpa"),
+        ((8, 0), torch.float32, SEPARATE_HEADS),
+    ],
+    ids=["T4", "A100", "A100 in float32"],
+)
+def test_heads_share_keys_only_where_a_fast_kernel_lets_them(capability, dtype, kernel, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", lambda *_: True)
-    avoid_math_kernel(torch.device("cuda"), torch.float16)
-    assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is shared
-    # The library asks this very name, with these arguments.
-    module = types.SimpleNamespace(num_key_value_groups=2, is_causal=True, training=True)
-    query = torch.randn(1, 4, 3, 4)
-    calls = []
-    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, n: calls.append(n) or x.repeat_interleave(n, 1))
-    sdpa_attention.sdpa_attention_forward(module, query, key, key, None)
-    assert bool(calls) is not shared
+    assert attention_for(torch.device("cuda"), dtype) == kernel
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_separate_heads_compute_what_sdpa_computes(llama3_folder, masked):
+    """In this model only: another one in the same process keeps the library's kernel."""
+    ids = torch.randint(0, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(12, 12, dtype=torch.bool).tril()[None, None].expand(2, 1, -1, -1).clone() if masked else None
+    if masked:
+        mask[1, :, 6:, :4] = False
+    shared, separate = (load_llama(llama3_folder, device="cpu", dtype=torch.float32) for _ in range(2))
+    separate.set_attn_implementation(SEPARATE_HEADS)
+    assert shared.config.num_key_value_heads < shared.config.num_attention_heads
+    with torch.no_grad():
+        one, two = (backbone(m)(input_ids=ids, attention_mask=mask, use_cache=False)[0] for m in (shared, separate))
+    torch.testing.assert_close(one, two)
+    assert (attention_of(shared), attention_of(separate)) == ("sdpa", SEPARATE_HEADS)
 
 
 def test_formats_and_bases_that_do_not_fit(llama3_folder, in_4_bits, tmp_path, no_weights):

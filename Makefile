@@ -1,15 +1,27 @@
-# make course   environment, packages, every notebook executed; results in build/notebooks/
-# make lab      environment, packages, JupyterLab
-# make test     environment, packages, test tools, every test
+# make course        environment, packages, every notebook executed; results in build/notebooks/
+# make lab           environment, packages, JupyterLab
+# make test          environment, packages, test tools, every test
+# make test-newest   every test once more, with the newest versions that requirements.txt allows
+# make lock          the exact versions that all of them install, renewed
 #
-# Nothing is installed outside .venv/. PYTHON=/path/to/python chooses the interpreter (3.11, 3.12 or 3.13).
+# Packages are those of requirements.lock. Nothing is installed outside .venv/ and build/.
+# PYTHON=/path/to/python chooses the interpreter (3.11, 3.12 or 3.13).
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,\
             $(shell $(p) -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $(p))))
 BIN := .venv/bin
+NEWEST := build/newest
+STATED := requirements.txt requirements.lock pyproject.toml Makefile
 
-.PHONY: course lab test lock
+# Our environment knows the folder that it was made in: after a move or a copy it would run the code of another one.
+ifneq ($(wildcard .venv/made-in),)
+ifneq ($(shell cat .venv/made-in),$(CURDIR))
+$(shell rm -rf .venv)
+endif
+endif
+
+.PHONY: course lab test test-newest lock
 
 course: .venv/.course
 	$(BIN)/python -m icrl_utils course
@@ -23,17 +35,28 @@ test: .venv/.test
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or: make course PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@printf '%s' "$(CURDIR)" > .venv/made-in
 
-# Stamps: packages are installed once, and again when the requirements change.
-.venv/.course: requirements.txt pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --editable .
+# Stamps: packages are installed once, and again when what is stated about them changes.
+.venv/.course: $(STATED) | .venv/bin/python
+	$(BIN)/python -m pip install --constraint requirements.lock --editable .
 	@touch $@
 
-.venv/.test: requirements.txt requirements-dev.txt pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --requirement requirements-dev.txt --editable .
+.venv/.test: $(STATED) requirements-dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install --constraint requirements.lock --requirement requirements-dev.txt --editable .
 	@touch $@ .venv/.course
 
-# Remakes the exact lock from what is installed now (a local build suffix such as +cpu is no part of a version).
-lock: .venv/.test
-	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock.new
+test-newest: .venv/bin/python
+	rm -rf $(NEWEST)
+	$(BIN)/python -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --upgrade --requirement requirements-dev.txt --editable .
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable > build/newest.txt
+	$(NEWEST)/bin/python -m pytest
+
+# One resolution for every supported Python and system; no version is decided by the machine that makes it.
+lock: .venv/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	@{ echo "# Exact versions, for every supported Python and system: what was tested. To renew this file: make lock"; \
+	   $(BIN)/python -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --upgrade --quiet \
+	     --no-header --no-annotate requirements-dev.txt; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock

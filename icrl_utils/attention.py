@@ -58,6 +58,4 @@ def attention_of(model: nn.Module) -> str:
 def check_attention(model: nn.Module) -> None:
     """Raises ValueError if ``model`` does not take bool masks [n, 1, new tokens, tokens]."""
     if attention_of(model) not in ("sdpa", SEPARATE_HEADS):
-        raise ValueError(
-            f"model uses attn_implementation={attention_of(model)!r}; load it with 'sdpa'."
-        )
+        raise ValueError(f"model uses attn_implementation={attention_of(model)!r}; load it with 'sdpa'.")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from icrl_utils import versions
 from icrl_utils.lake import held_out_maps
 from icrl_utils.profiles import ASSETS, ROOT, get_profile
-from icrl_utils.versions import installed_version, requirements, unmet
 
 Finding = tuple[str, str, bool]  # name, what was found, and whether it is as it should be
 
@@ -25,12 +25,8 @@ def report(profile: str | None = None) -> str:
 
 
 def _packages() -> Iterator[Finding]:
-    wanted = requirements()
-    wrong = unmet(wanted)
-    for requirement in wanted:
-        fine = str(requirement) not in wrong
-        found = installed_version(requirement.name) or "missing"
-        yield requirement.name, found if fine else f"{found}, but the course needs {requirement.specifier}", fine
+    for package in versions.packages():
+        yield package.requirement.name, str(package) if package.fault else package.installed, package.fault is None
 
 
 def _hardware() -> Iterator[Finding]:

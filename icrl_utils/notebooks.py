@@ -33,7 +33,10 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def setup_cell() -> str:
-    """The three lines with which every notebook begins: on Colab they fetch the course, elsewhere they only check."""
+    """The three lines with which every notebook begins: on Colab they fetch the course, elsewhere they only check.
+
+    The code that runs is that of the repository around the notebook, installed or not.
+    """
     clone = f"git clone -q --depth 1 -b {RELEASE} {REPOSITORY_URL} course"
     fetch = f'os.system("{clone}"); os.chdir("course"); sys.path.insert(0, os.getcwd())'
     if not REPOSITORY_URL:
@@ -41,6 +44,7 @@ def setup_cell() -> str:
     return (
         "import os, sys  # set-up: on Colab fetches the course and what Colab lacks; elsewhere checks versions\n"
         f'if "google.colab" in sys.modules and not os.path.exists("icrl_utils"): {fetch}\n'
+        'sys.path[:0] = [d for d in map(os.path.abspath, (".", "..", "../..")) if os.path.isdir(d + "/icrl_utils")]; '
         "from icrl_utils.versions import set_up; set_up()"
     )
 

@@ -35,6 +35,7 @@ from icrl_utils.history import HistoryFormat
 from icrl_utils.models import CONTEXT, add_adapters, check_adapter, file_sha256, in_repository, never_repack
 from icrl_utils.profiles import PROFILES
 from icrl_utils.tokenizers import make_paper_tokenizer
+from icrl_utils.versions import INSTALL
 
 QUANTIZATIONS = (None, "nf4")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,7 +94,7 @@ def plan_load(
         raise ValueError(f"quantization={quantization!r} is unknown; choose 'nf4' or None.")
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
-            f"quantization={quantization!r} needs bitsandbytes: run `python -m pip install -r requirements.txt`, or "
+            f"quantization={quantization!r} needs bitsandbytes: run `{INSTALL} bitsandbytes`, or "
             "pass quantization=None (four times the memory for the weights)."
         )
     device = existing_device(device)

@@ -2,14 +2,17 @@
 
 import argparse
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import pytest
 from packaging.requirements import Requirement
 
+import icrl_utils
 from icrl_utils import versions
 from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
+from icrl_utils.notebooks import setup_cell
 from icrl_utils.profiles import PROFILES, get_profile
 
 COMMANDS = ("doctor", "pretrain", "train", "evaluate", "bench", "course", "lab")
@@ -129,11 +132,14 @@ def test_doctor_names_versions_device_and_assets(capsys):
 
 
 def test_doctor_marks_what_needs_attention(capsys, monkeypatch):
-    monkeypatch.setattr(versions, "installed_version", lambda name: "0.1" if name == "peft" else "99")
-    monkeypatch.setattr("icrl_utils.doctor.installed_version", versions.installed_version)
+    found = {"peft": "0.1", "gymnasium": None}
+    monkeypatch.setattr(versions, "installed_version", lambda name: found.get(name, "99"))
     main(["doctor", "--profile", "nope"])
     marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!")]
-    assert any("peft" in line and "0.1, but the course needs" in line for line in marked)
+    mend = "python -m pip install --constraint requirements.lock"
+    assert any(f"peft 0.1 is older than tested (<0.22,>=0.20): {mend} peft" in line for line in marked)
+    assert any("gymnasium is missing" in line and f"{mend} gymnasium" in line for line in marked)
+    assert any("numpy 99 is newer than tested" in line for line in marked)
     assert any("profile" in line and "'nope'" in line for line in marked)
 
 
@@ -168,7 +174,7 @@ def test_set_up_on_colab_installs_only_bitsandbytes_and_removes_the_old_torchao(
 
 def test_set_up_on_colab_never_exchanges_torch(colab, monkeypatch):
     monkeypatch.setitem(COLAB, "torch", "2.9.0+cu126")
-    with pytest.raises(RuntimeError, match=r"torch.*found: 2.9.0\+cu126.*must not be exchanged"):
+    with pytest.raises(RuntimeError, match=r"torch 2.9.0\+cu126 is older than tested.*would end the session"):
         versions.set_up()
     assert colab == []
 
@@ -180,11 +186,38 @@ def test_set_up_on_colab_is_quiet_when_everything_is_there(colab, monkeypatch):
     assert colab == []
 
 
-def test_set_up_elsewhere_installs_nothing_and_names_the_command(monkeypatch, tmp_path):
+def test_set_up_elsewhere_installs_nothing_and_names_the_command(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(versions, "_pip", lambda *arguments: pytest.fail("set_up must not install outside Colab"))
     versions.set_up()
     assert (versions.ROOT / "requirements.txt").samefile("requirements.txt")  # the current directory is the repository
-    monkeypatch.setattr(versions, "installed_version", lambda name: None if name == "gymnasium" else "99")
-    with pytest.raises(RuntimeError, match=r"gymnasium.*found: none.*pip install -r requirements.txt"):
+    assert "! " not in capsys.readouterr().out
+    monkeypatch.setattr(versions, "installed_version", lambda name: "99")
+    versions.set_up()  # newer than tested: it says so, and goes on
+    said = capsys.readouterr().out.splitlines()
+    assert f"icrl_utils {icrl_utils.__version__} in {versions.ROOT}" in said
+    for requirement in versions.requirements():
+        assert any(line.startswith(f"! {requirement.name} 99 is newer than tested") for line in said)
+    monkeypatch.setattr(versions, "installed_version", lambda name: None if name == "gymnasium" else "0.1")
+    with pytest.raises(RuntimeError, match="peft 0.1 is older than tested") as error:
+        versions.set_up()
+    assert "--constraint requirements.lock --editable ." in str(error.value)
+    assert "gymnasium is missing" in str(error.value) and sys.executable in str(error.value)
+
+
+def test_the_set_up_cell_runs_the_code_of_the_repository_around_it(tmp_path):
+    """Also where another checkout is installed, as this one is here, and after the folder was renamed."""
+    shutil.copytree(versions.ROOT / "icrl_utils", tmp_path / "icrl_utils")
+    shutil.copy(versions.ROOT / "requirements.txt", tmp_path)
+    notebooks_folder = tmp_path / "build" / "notebooks"
+    notebooks_folder.mkdir(parents=True)
+    for folder in (tmp_path, notebooks_folder):
+        command = [sys.executable, "-c", setup_cell()]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.stdout.startswith(f"icrl_utils {icrl_utils.__version__} in {tmp_path}"), done.stderr
+
+
+def test_a_copy_without_the_repository_says_what_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match="a copy without the files of the course.*--editable ."):
         versions.set_up()

@@ -415,7 +415,9 @@ def no_bitsandbytes(monkeypatch):
 
 
 def test_without_bitsandbytes(no_weights, no_bitsandbytes, llama3_folder):
-    with pytest.raises(ImportError, match="quantization='nf4' needs bitsandbytes.*requirements.txt.*quantization=None"):
+    with pytest.raises(
+        ImportError, match="quantization='nf4' needs bitsandbytes.*requirements.lock bitsandbytes.*quantization=None"
+    ):
         load(llama3_folder)
 
 

@@ -9,9 +9,12 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import icrl_utils
 from icrl_utils import experiments, notebooks, training
@@ -104,15 +107,72 @@ def test_every_requirement_has_both_bounds():
     assert "torch<2.14,>=2.11" in map(str, requirements())
 
 
+def locked():
+    """name -> the version that requirements.lock has for this Python and system."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): pin.specifier for pin in pins if pin.marker is None or pin.marker.evaluate()}
+
+
+def pinned_version(specifier):
+    (pin,) = specifier
+    assert pin.operator == "==" and "+" not in pin.version, f"{pin}: not exact, or a local build"
+    return pin.version
+
+
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
 def test_the_lock_is_exact_and_within_the_ranges(file):
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    lock = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    lock = locked()
     for line in (ROOT / file).read_text().splitlines():
         if line and line[0] not in "#-":
             requirement = Requirement(line)
-            assert requirement.specifier.contains(lock[requirement.name]), f"{line}: locked {lock[requirement.name]}"
+            version = pinned_version(lock[requirement.name])
+            assert requirement.specifier.contains(version), f"{line}: locked {version}"
+
+
+def test_the_lock_has_one_version_of_each_package_for_every_python():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for pin in pins:
+        pinned_version(pin.specifier)
+    assert len({pin.name for pin in pins}) == len(pins)
+
+
+def needed(names):
+    """All packages that installing ``names`` brings here, themselves included, by their metadata."""
+    found, waiting = set(), [Requirement(name) for name in names]
+    while waiting:
+        requirement = waiting.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in found:
+            continue
+        found.add(key)
+        for line in metadata.requires(requirement.name) or []:
+            inner = Requirement(line)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in {"", *requirement.extras}):
+                waiting.append(inner)
+    return {name for name, _ in found}
+
+
+def test_the_lock_covers_whatever_gets_installed_and_is_what_is_installed():
+    files = [(ROOT / name).read_text().splitlines() for name in ("requirements.txt", "requirements-dev.txt")]
+    lock = locked()
+    for name in needed([line for lines in files for line in lines if line and line[0] not in "#-"]):
+        assert name in lock, f"{name} gets installed, but is not in requirements.lock: make lock"
+        if (ROOT / ".venv").resolve() == Path(sys.prefix).resolve():  # made by make, from the lock
+            installed = metadata.version(name).partition("+")[0]
+            assert installed == pinned_version(lock[name]), (
+                f"{name} {installed} is installed, the lock says {lock[name]}"
+            )
+
+
+def test_the_commands_install_the_lock():
+    """make, and its twins by plain pip in the README."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    course = next(line for line in makefile.splitlines() if line.endswith("--editable .") and "$(BIN)" in line)
+    assert "--constraint requirements.lock" in course
+    for line in re.findall(r"^python -m pip install .*$", README, flags=re.MULTILINE):
+        assert "--constraint requirements.lock" in line, line
 
 
 def test_one_version_everywhere():

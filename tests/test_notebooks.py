@@ -1,6 +1,11 @@
 """The notebooks: their cards, that the committed files come from the sources, and that every cell runs."""
 
+import ast
+import importlib
+import inspect
 import re
+import textwrap
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -97,6 +102,59 @@ def test_every_cell_runs_and_the_checks_know_stub_from_solution(source, solved, 
         if "check" in cell.metadata.get("tags", []):
             lines = printed(cell)
             assert lines and all(line.startswith(verdict) for line in lines), (cell.source, lines)
+
+
+later_notebook = pytest.mark.parametrize("number", ["03", "04", "05"])
+
+
+def source_cells(number):
+    return jupytext.read(sources([number])[0]).cells
+
+
+def statements(body):
+    return [ast.dump(node) for node in body]
+
+
+def blocks(tree):
+    """Every list of statements inside a function, nested ones too."""
+    for node in ast.walk(tree):
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(getattr(node, name, None), list):
+                yield statements(getattr(node, name))
+
+
+@later_notebook
+def test_code_that_a_notebook_shows_as_the_packages_is_the_packages(number):
+    """A cell tagged ``from:module.function`` holds consecutive statements of that function, letter for letter but for
+    comments and line breaks."""
+    shown = 0
+    for cell in source_cells(number):
+        for tag in cell.metadata.get("tags", []):
+            if not tag.startswith("from:"):
+                continue
+            module, name = tag.removeprefix("from:").rsplit(".", 1)
+            function = getattr(importlib.import_module(f"icrl_utils.{module}"), name)
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+            wanted = statements(ast.parse(cell.source).body)
+            found = any(block[i : i + len(wanted)] == wanted for block in blocks(tree) for i in range(len(block)))
+            assert found, f"{number}: not in {module}.{name}:\n{cell.source}"
+            shown += 1
+    assert shown >= (6 if number == "04" else 0)
+
+
+@later_notebook
+def test_tests_that_a_notebook_names_exist(number):
+    prose = "\n".join(cell.source for cell in source_cells(number) if cell.cell_type == "markdown")
+    named = re.findall(r"`(test_\w+)`", prose)
+    ours = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert named and all(f"def {name}(" in ours for name in named)
+
+
+@later_notebook
+def test_cells_are_short(number):
+    for cell in source_cells(number):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 15, cell.source
 
 
 TRIVIAL = """\

@@ -22,8 +22,7 @@ import copy
 import numpy as np
 import torch
 
-from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, get_profile, plots
-from icrl_utils import training_checks as checks
+from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, checks, get_profile, plots
 from icrl_utils.dqn import polyak_update, td_loss, td_targets
 from icrl_utils.history import ACTIONS, GOAL, HOLE, LIMIT
 from icrl_utils.lake import DEFAULT_MAP, TRAINING_MAPS, held_out_maps, training_maps

@@ -25,8 +25,7 @@ import shutil
 import numpy as np
 import torch
 
-from icrl_utils import HistoryFormat, development_maps, dqn, get_profile, load_agent, plots, rollout
-from icrl_utils import training_checks as checks
+from icrl_utils import HistoryFormat, checks, development_maps, dqn, get_profile, load_agent, plots, rollout
 from icrl_utils.baselines import RandomPolicy
 from icrl_utils.history import GOAL, HOLE, LIMIT
 from icrl_utils.profiles import ASSETS, BUILD, PROFILES

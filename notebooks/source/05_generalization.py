@@ -19,8 +19,7 @@
 # %%
 import numpy as np
 
-from icrl_utils import get_profile, held_out_maps, load_agent, plots, rollout
-from icrl_utils import training_checks as checks
+from icrl_utils import checks, get_profile, held_out_maps, load_agent, plots, rollout
 from icrl_utils.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.experiments import by_policy, describe, read_csv, results_path, summary
 from icrl_utils.statistics import interval

@@ -83,7 +83,8 @@ def run_train(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     from icrl_utils import experiments, figures
 
-    figures.draw(experiments.run_experiment(args.experiment, profile=get_profile(args.profile), seed=args.seed))
+    profile = get_profile(args.profile)
+    figures.draw(experiments.run_experiment(args.experiment, profile=profile, seed=args.seed, write=args.write))
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -149,8 +150,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
         add_config_options(pretrain, training.PretrainConfig)
         add_config_options(train, training.TrainConfig)
-    evaluate = add("evaluate", run_evaluate, "run an experiment; write its records to assets/results/ and draw them")
+    evaluate = add("evaluate", run_evaluate, "run an experiment; records and figure go to build/")
     evaluate.add_argument("experiment", help="for example in_distribution; an unknown name lists all")
+    evaluate.add_argument("--write", action="store_true", help="renew the committed ones in assets/ instead of build/")
     bench = add("bench", run_bench, "measure speed and memory, each against its alternative in the same run")
     bench.add_argument("benchmark", nargs="?", default="all", help="for example env; default: all")
     course = add("course", run_course, "execute the notebooks; results in build/notebooks/")

@@ -24,7 +24,7 @@ from icrl_utils.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.history import RESET, HistoryFormat
 from icrl_utils.lake import LakeMap
 from icrl_utils.models import CONTEXT, file_sha256, in_repository, never_repack
-from icrl_utils.policy import Choice, Step, check_temperature
+from icrl_utils.policy import Choice, Step, check_started, check_temperature
 from icrl_utils.profiles import ASSETS, ROOT
 from icrl_utils.qvalues import QReadout, action_logits, backbone
 from icrl_utils.real_llama import checkpoint_id, keep_dtype, load_history, load_llama
@@ -75,9 +75,10 @@ class Agent:
         check_temperature(temperature)
         check_attention(model)
         self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
-        self.name = name or ("agent" if memory else "memory-less")
+        self.name = name if name is not None else "agent" if memory else "memory-less"
         self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
         self.temperature = temperature
+        self._choice = None  # before `start`
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
         self._warned = False
 
@@ -103,6 +104,7 @@ class Agent:
 
     def append(self, step: Step) -> Tensor:
         """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
+        check_started(self, self._choice)
         ids = torch.from_numpy(self.format.encode_steps(*step)).to(self.device)
         self._now += torch.from_numpy(step.action == RESET).to(self._now)
         # In the compact text `reset` closes the episode before it (at the very first step there is none).
@@ -231,7 +233,7 @@ def load_agent(
             f"path={str(path)!r}: {weights.name} is not the file that run.json describes (sha256 differs); "
             "restore both with `git checkout`, or train the adapter again."
         )
-    base = base or run["base"]
+    base = run["base"] if base is None else base
     try:
         history = load_history(base, run["history"], "base")
     except ValueError as error:

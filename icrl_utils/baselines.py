@@ -17,36 +17,41 @@ import numpy as np
 
 from icrl_utils.history import GOAL, HOLE, RESET
 from icrl_utils.lake import LakeMap, LakeTables
-from icrl_utils.policy import Step
+from icrl_utils.policy import Dice, Step, check_started
 from icrl_utils.tabular import TabularQ
 
 
 class RandomPolicy:
     name = "random"
+    _dice: Dice | None = None  # before `start`
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
-        self._rng = rngs[0]
+        self._dice = Dice(rngs, 1)
 
     def act(self, step: Step) -> np.ndarray:
-        return self._rng.integers(4, size=len(step.tile))
+        check_started(self, self._dice)
+        return (4 * self._dice()[:, 0]).astype(np.int64)
 
     def keep(self, rows: np.ndarray) -> None:
-        pass
+        self._dice.keep(rows)
 
 
 class TabularPolicy:
     """Greedy in a Q-table that is updated after every step (``icrl_utils.tabular.TabularQ``), ties broken at random."""
+
+    _dice: Dice | None = None
 
     def __init__(self, initial_value: float = 0.0):
         self.initial_value = initial_value
         self.name = "optimistic tabular Q" if initial_value > 0 else "tabular Q"
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
-        self._rng = rngs[0]
+        self._dice = Dice(rngs, 4)
         self._table = TabularQ(len(maps), max(lake.n_tiles for lake in maps), self.initial_value)
         self._tile = np.zeros(len(maps), np.int64)
 
     def act(self, step: Step) -> np.ndarray:
+        check_started(self, self._dice)
         moved = step.action != RESET
         self._table.update(
             self._tile,
@@ -57,9 +62,10 @@ class TabularPolicy:
             mask=moved,
         )
         self._tile = step.tile
-        return self._table.greedy(step.tile, self._rng)
+        return self._table.greedy(step.tile, self._dice())
 
     def keep(self, rows: np.ndarray) -> None:
+        self._dice.keep(rows)
         self._table.keep(rows)
         self._tile = self._tile[rows]
 
@@ -74,11 +80,12 @@ class RMaxPolicy:
     """
 
     name = "R-max"
-    _FAR = 1_000  # longer than any path
+    _FAR = 1_000_000  # longer than any path
+    _dice: Dice | None = None
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, tiles = len(maps), max(lake.n_tiles for lake in maps)
-        self._rng = rngs[0]
+        self._dice = Dice(rngs, 4)
         self._tile = np.zeros(n, np.int64)
         self._next = np.full((n, tiles, 4), -1, np.int64)  # tile after each action, -1 if it was never tried
         self._to_goal = np.full((n, tiles, 4), self._FAR)  # moves to a goal, this action first
@@ -86,6 +93,7 @@ class RMaxPolicy:
         self._ends = np.zeros((n, tiles), np.uint8)  # GOAL or HOLE where an episode was seen to end
 
     def act(self, step: Step) -> np.ndarray:
+        check_started(self, self._dice)
         n = np.arange(len(step.tile))
         moved = np.flatnonzero(step.action != RESET)
         at = moved, self._tile[moved], step.action[moved]
@@ -98,9 +106,10 @@ class RMaxPolicy:
         to_goal, to_new = self._to_goal[n, step.tile], self._to_new[n, step.tile]
         knows_goal = to_goal.min(axis=1, keepdims=True) < self._FAR
         length = np.where(knows_goal, to_goal, to_new)
-        return (length + self._rng.random(length.shape) / 2).argmin(axis=1)
+        return (length + self._dice() / 2).argmin(axis=1)
 
     def keep(self, rows: np.ndarray) -> None:
+        self._dice.keep(rows)
         for name in ("_tile", "_next", "_to_goal", "_to_new", "_ends"):
             setattr(self, name, getattr(self, name)[rows])
 
@@ -134,14 +143,17 @@ class OraclePolicy:
     """Knows the map: always a move that shortens the way to the nearest goal."""
 
     name = "oracle"
+    _dice: Dice | None = None
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
-        self._rng = rngs[0]
+        self._dice = Dice(rngs, 4)
         self._optimal = LakeTables(maps).optimal
 
     def act(self, step: Step) -> np.ndarray:
+        check_started(self, self._dice)
         good = self._optimal[np.arange(len(step.tile)), step.tile]
-        return (good + self._rng.random(good.shape) / 2).argmax(axis=1)
+        return (good + self._dice() / 2).argmax(axis=1)
 
     def keep(self, rows: np.ndarray) -> None:
+        self._dice.keep(rows)
         self._optimal = self._optimal[rows]

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from icrl_utils.lake import ACTIONS
+from icrl_utils.ranges import whole_numbers
 
 OUTCOMES = (None, "goal", "hole", "limit")  # how a step ends; the index is the outcome's code in arrays
 RUNNING, GOAL, HOLE, LIMIT = range(4)
@@ -28,8 +29,10 @@ class Episode:
     outcome: Literal["goal", "hole", "limit"] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tiles", tuple(None if tile is None else int(tile) for tile in self.tiles))
-        object.__setattr__(self, "actions", tuple(map(int, self.actions)))
+        tiles, told = list(self.tiles), [tile for tile in self.tiles if tile is not None]
+        told = iter(whole_numbers("tiles", told).tolist())
+        object.__setattr__(self, "tiles", tuple(None if tile is None else next(told) for tile in tiles))
+        object.__setattr__(self, "actions", tuple(whole_numbers("actions", list(self.actions)).tolist()))
         if len(self.tiles) != len(self.actions) + 1:
             raise ValueError(
                 f"tiles has {len(self.tiles)} entries for {len(self.actions)} actions: give one tile before "

@@ -1,7 +1,7 @@
 """One function per experiment; each lets policies play the same maps with the same luck and returns one tidy table.
 
 A table is a dict of equally long columns, one row per policy, training seed, map and episode (see ``COLUMNS``). The
-shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME``.
+shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from icrl_utils.lake import (
 from icrl_utils.policy import Policy
 from icrl_utils.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.profiles import ASSETS, BUILD, Profile, get_profile
+from icrl_utils.ranges import checked_seed
 from icrl_utils.rollout import load_agent, rollout
 from icrl_utils.statistics import (
     Interval,
@@ -54,18 +55,18 @@ COLUMNS = {
 
 def in_distribution(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
     """Does it learn on lakes of the training sizes, 3..5, that it never saw? The paper's schedule (its Fig. 3)."""
-    return compare(policies, maps or held_out_maps("in_distribution"), "paper", **options)
+    return compare(policies, held_out_maps("in_distribution") if maps is None else maps, "paper", **options)
 
 
 def out_of_distribution(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
     """And on larger lakes, 6..7? The paper's schedule (its Fig. 4). DQN never saw these sizes; the tiny Llama's
     pretraining saw random play on them."""
-    return compare(policies, maps or held_out_maps("out_of_distribution"), "paper", **options)
+    return compare(policies, held_out_maps("out_of_distribution") if maps is None else maps, "paper", **options)
 
 
 def exploration(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
     """Does it explore on its own? In-distribution lakes, the policy acts from the first step on (section 4.6)."""
-    return compare(policies, maps or held_out_maps("in_distribution"), "greedy", **options)
+    return compare(policies, held_out_maps("in_distribution") if maps is None else maps, "greedy", **options)
 
 
 EXPERIMENTS: dict[str, tuple[Callable[..., Table], MapDistribution]] = {
@@ -83,6 +84,8 @@ def compare(
     progress: bool = False,
 ) -> Table:
     """``rollout`` of every policy on the same maps, schedule and seed, as one table."""
+    if not isinstance(policies, Sequence) or not policies:
+        raise ValueError(f"policies={policies!r}: pass a list of at least one policy, for example [RandomPolicy()].")
     parts = []
     for policy in policies:
         records = rollout(policy, maps, schedule, seed, progress=progress)
@@ -167,9 +170,9 @@ def read_csv(path: str | Path) -> Table:
     """A table as ``write_csv`` wrote it."""
     path = Path(path)
     if not path.exists():
+        name, write = path.name.removesuffix(".gz").removesuffix(".csv"), " --write" * path.is_relative_to(ASSETS)
         raise FileNotFoundError(
-            f"path={str(path)!r} does not exist; make it with "
-            f"`python -m icrl_utils evaluate {path.name.removesuffix('.gz').removesuffix('.csv')}`."
+            f"path={str(path)!r} does not exist; make it with `python -m icrl_utils evaluate {name}{write}`."
         )
     data = path.read_bytes()
     header, *rows = csv.reader(io.StringIO((gzip.decompress(data) if path.suffix == ".gz" else data).decode()))
@@ -184,15 +187,19 @@ def results_path(name: str, folder: Path = ASSETS / "results") -> Path:
     return folder / f"{name}.csv.gz"
 
 
-def run_experiment(name: str, profile: Profile | None = None, seed: int = 0) -> Path:
+def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, write: bool = False) -> Path:
     """``python -m icrl_utils evaluate NAME``: all shipped agents and all baselines on the held-out maps.
 
-    The ``smoke`` profile plays a few maps and writes to ``build/results``, the others play all 500 and write to
-    ``assets/results``. Prints the summary and returns the file.
+    The ``smoke`` profile plays a few maps, the others all 500. The table goes to ``build/results``, with ``write`` to
+    ``assets/results``, where the committed one is. Prints the summary and returns the file.
     """
+    seed = checked_seed(seed)
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment={name!r} is unknown; choose one of: {', '.join(EXPERIMENTS)}.")
-    profile = profile or get_profile()
+    profile = get_profile() if profile is None else profile
+    is_smoke = profile.name == "smoke"
+    if write and is_smoke:
+        raise ValueError(f"--write with profile {profile.name!r}: committed records show all lakes, use --profile cpu.")
     if profile.adapter is None:
         raise ValueError(
             f"profile={profile.name!r} ships no trained adapter to evaluate; use --profile cpu, or train one and call "
@@ -200,10 +207,9 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0) -> 
         )
     experiment, law = EXPERIMENTS[name]
     maps = held_out_maps("out_of_distribution" if name == "out_of_distribution" else "in_distribution")
-    is_smoke = profile.name == "smoke"
     policies = [*shipped_agents(profile.adapter), *baselines(law)]
     table = experiment(policies, maps[: profile.maps] if is_smoke else maps, seed=seed, progress=True)
-    path = results_path(name, BUILD / "results") if is_smoke else results_path(name)
+    path = results_path(name, (ASSETS if write else BUILD) / "results")
     write_csv(path, table)
     print(describe(summary(table)))
     print(f"written: {path}")

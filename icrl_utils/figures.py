@@ -1,6 +1,7 @@
 """The curves of the README, from the shipped tables: ``python -m icrl_utils.figures`` writes them to assets/figures/.
 
-``python -m icrl_utils evaluate NAME`` plays, writes the table and draws its figure; this draws again without playing.
+``python -m icrl_utils evaluate NAME`` plays, writes the table and draws its figure, both into build/ unless it is told
+``--write``; this draws again without playing.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from icrl_utils.experiments import Table, by_policy, read_csv
 from icrl_utils.plots import plot_learning_curves
-from icrl_utils.profiles import ASSETS, ROOT
+from icrl_utils.profiles import ASSETS
 
 TITLES = {
     "in_distribution": "On lakes never seen, of the training sizes (3 to 5 wide and high)",
@@ -33,7 +34,7 @@ def draw(table_file: Path) -> Path:
     picture = table_file.parent.parent / "figures" / f"{name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     plot_experiment(read_csv(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
-    print(f"Wrote {picture.relative_to(ROOT).as_posix()}.")
+    print(f"written: {picture}")
     return picture
 
 

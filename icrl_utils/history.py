@@ -19,6 +19,7 @@ from icrl_utils.compact_text import COMPACT_TILES, COMPACT_WORDS, CompactText
 from icrl_utils.episodes import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Decisions, Episode
 from icrl_utils.lake import ACTIONS
 from icrl_utils.paper_text import PaperText
+from icrl_utils.ranges import whole_number, whole_numbers
 
 __all__ = [
     "ACTIONS",
@@ -98,7 +99,8 @@ class HistoryFormat:
         Returns:
             ids: int64 [tokens]. offsets: int64 [E + 1]; episode e is ``ids[offsets[e]:offsets[e + 1]]``.
         """
-        tiles, actions, steps, outcomes = (np.asarray(a, dtype=np.int64) for a in (tiles, actions, steps, outcomes))
+        given = {"tiles": tiles, "actions": actions, "steps": steps, "outcomes": outcomes}
+        tiles, actions, steps, outcomes = (whole_numbers(name, values) for name, values in given.items())
         starts = np.concatenate([[0], np.cumsum(steps + 1)])
         if len(tiles) != starts[-1] or len(actions) != steps.sum() or len(outcomes) != len(steps):
             raise ValueError(
@@ -126,7 +128,8 @@ class HistoryFormat:
             tile: int [n], where the action led, or the start tile.
             outcome: int [n], RUNNING, GOAL, HOLE or LIMIT.
         """
-        action, tile, outcome = (np.asarray(a, dtype=np.int64) for a in (action, tile, outcome))
+        given = {"action": action, "tile": tile, "outcome": outcome}
+        action, tile, outcome = (whole_numbers(name, values) for name, values in given.items())
         bad = (action < 0) | (action > RESET) | (outcome < RUNNING) | (outcome > LIMIT)
         bad |= (action == RESET) & (outcome != RUNNING)
         if bad.any():
@@ -148,7 +151,7 @@ class HistoryFormat:
         no next decision to bootstrap from: that step gets no target. Nor does the last decision of a row, unless the
         row still tells that it led to a goal or a hole.
         """
-        ids = np.asarray(ids)
+        ids = whole_numbers("ids", ids)
         if ids.ndim != 2:
             raise ValueError(f"ids has shape {ids.shape}: give [B, T], one history a row (ids[None] for a single one)")
         return self._text.decisions(ids)
@@ -160,7 +163,7 @@ class HistoryFormat:
 
     def fit(self, episodes: Sequence[Episode], max_tokens: int) -> list[Episode]:
         """The most recent episodes that fit into ``max_tokens``. Whole oldest ones are dropped; it warns once."""
-        episodes = list(episodes)
+        max_tokens, episodes = whole_number("max_tokens", max_tokens, 0), list(episodes)
         tokens = np.cumsum([len(self.encode_episode(episode)) for episode in reversed(episodes)])
         kept = int((tokens <= max_tokens).sum())
         if episodes and kept == 0:

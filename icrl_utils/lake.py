@@ -36,6 +36,7 @@ from icrl_utils.maps import (
     checked_maps,
 )
 from icrl_utils.profiles import ASSETS
+from icrl_utils.ranges import checked_seed, whole_number, whole_numbers
 
 __all__ = [
     "ACTIONS",
@@ -121,7 +122,7 @@ class FrozenLakeEnv(gymnasium.Env):
         self._tile: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else checked_seed(seed))
         if seed is None and self._key is None:
             seed = int(self.np_random.integers(2**62))
         if seed is not None:
@@ -136,8 +137,7 @@ class FrozenLakeEnv(gymnasium.Env):
     def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
         if self._tile is None:
             raise RuntimeError("step() before reset(): call reset(seed=...) first.")
-        if action not in range(4):
-            raise ValueError(f"action={action!r}: pass 0 (left), 1 (down), 2 (right) or 3 (up).")
+        action = whole_number("action", action, 0, 3, fits="0 (left), 1 (down), 2 (right) or 3 (up)")
         self._steps += 1
         if self.slippery:
             action = _slipped(action, self._random())
@@ -173,11 +173,9 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, maps: Sequence[LakeMap], slippery: bool = False, step_limit: int = STEP_LIMIT):
-        if step_limit < 1:
-            raise ValueError(f"step_limit={step_limit!r}: pass 1 or more.")
+        self.step_limit = whole_number("step_limit", step_limit, 1)
         self.maps = checked_maps(maps)
         self.slippery = slippery
-        self.step_limit = step_limit
         self._stream = np.arange(len(self.maps))  # the number of a map stays when others are dropped
         self._keys: np.ndarray | None = None
         self._use(LakeTables(self.maps))
@@ -201,7 +199,7 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         Map i gets the random stream of seed ``seed + i`` (as in gymnasium's SyncVectorEnv). Without a seed the
         streams go on, each with its next episode; the very first reset then draws a seed.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else checked_seed(seed))
         if seed is None and self._keys is None:
             seed = int(self.np_random.integers(2**62))
         if seed is not None:
@@ -244,7 +242,7 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         return place - self._first, reward, terminated, truncated, {}
 
     def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
-        actions = np.asarray(actions, np.int64)
+        actions = whole_numbers("actions", actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions has shape {actions.shape}: pass one for each of {self.num_envs} maps.")
         unknown = actions.view(np.uint64) > 3
@@ -277,6 +275,7 @@ def make_vector_env(
     max_episode_steps: int = STEP_LIMIT,
 ) -> FrozenLakeVectorEnv:
     """What ``gymnasium.make_vec`` calls: ``num_envs`` times ``lake_map``, or one environment for each of ``maps``."""
+    num_envs = whole_number("num_envs", num_envs, 1)
     if maps is None:
         maps = [lake_map] * num_envs
     elif num_envs not in (1, len(maps)):  # 1 is what make_vec passes when the caller says nothing
@@ -318,17 +317,21 @@ def held_out_maps(name: str) -> list[LakeMap]:
 
 def development_maps(name: str, n: int = _DEVELOPMENT_SIZE) -> list[LakeMap]:
     """``n`` distinct maps of the same law as ``held_out_maps(name)``, none of them held out: for tuning."""
-    return _distinct(_LAWS[_checked_name(name)], n, _DEVELOPMENT_SEEDS[name], exclude=_all_held_out())
+    law = _LAWS[_checked_name(name)]
+    return _distinct(law, whole_number("n", n, 0), _DEVELOPMENT_SEEDS[name], exclude=_all_held_out())
 
 
 def training_maps(distribution: MapDistribution, n: int, seed: int | np.random.Generator) -> list[LakeMap]:
     """``n`` maps of any law without the held-out maps and without the 200 + 200 default development maps."""
+    if not isinstance(distribution, MapDistribution):
+        raise ValueError(f"distribution={distribution!r}: pass a MapDistribution, for example TRAINING_MAPS.")
     development = [lake for name in _LAWS for lake in _default_development_maps(name)]
     return distribution.sample(n, seed, exclude=_all_held_out().union(development))
 
 
 def reject_held_out(maps: Sequence[LakeMap], argument: str = "maps") -> None:
-    """Raises a ValueError that names ``argument`` if any of ``maps`` is held out."""
+    """Raises a ValueError that names ``argument`` if any of ``maps`` is held out, or if there is none."""
+    maps = checked_maps(maps, argument)
     found = [i for i, lake in enumerate(maps) if lake in _all_held_out()]
     if found:
         raise ValueError(

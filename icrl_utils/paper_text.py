@@ -26,9 +26,9 @@ from functools import cache
 
 import numpy as np
 
-from icrl_utils.compact_text import COMPACT_TILES
 from icrl_utils.episodes import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Decisions, Episode, pack_decisions
 from icrl_utils.lake import ACTIONS
+from icrl_utils.ranges import LARGEST_INT16
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class PaperText:
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
         self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
+        self._tile_told = cache(self._decode_tile)  # and few different tiles
         self.vocab_size = self.action_ids = self.min_step_tokens = self.observation_header = None
         if tokenizer is not None:
             self.vocab_size = len(tokenizer)
@@ -180,6 +181,7 @@ class PaperText:
         return steps[used], np.concatenate([[0], np.cumsum(used.sum(1))])[starts]
 
     def decisions(self, ids: np.ndarray) -> Decisions:
+        self._require_tokenizer()
         n, length = ids.shape
         # Only an action header puts its last token before an action word, even where a row begins inside of it.
         row, position = np.nonzero((ids[:, :-1] == self._header[-1]) & np.isin(ids[:, 1:], self.action_ids))
@@ -204,12 +206,26 @@ class PaperText:
         )
 
     def tiles(self, ids: np.ndarray, position: np.ndarray) -> np.ndarray:
-        # The window before the end of the observation and the action's header: a tile that has fewer tokens than the
-        # longest is preceded in it by the end of the observation's header, which is no digit.
-        column = position[..., None] - self._after_tile + np.arange(-self._tile_words.shape[1] + 1, 1)
+        self._require_tokenizer()
+        # The last tokens before the end of the observation and the action's header: the longest tile, digit by digit,
+        # and one more, which shows that no digit went before.
+        column = position[..., None] - self._after_tile + np.arange(-len(str(LARGEST_INT16)), 1)
         window = np.where(column >= 0, ids[np.arange(len(ids))[:, None, None], column.clip(0)], -1)
-        same = (window[..., None, :] == self._tile_words).all(-1)
-        return np.where(same.any(-1), same.argmax(-1), -1)
+        different, which = np.unique(window.reshape(-1, window.shape[-1]), axis=0, return_inverse=True)
+        told = np.array([self._tile_told(tuple(tokens)) for tokens in different.tolist()], np.int64)
+        return told[which].reshape(position.shape)
+
+    def _decode_tile(self, tokens: tuple[int, ...]) -> int:
+        """The number at the end of ``tokens`` (negative ones are padding), -1 if they do not show where it begins."""
+        told = self.tokenizer.decode(
+            [token for token in tokens if token >= 0], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        number = re.search(r"[^0-9]([0-9]+)[^0-9]*\Z", told)
+        return int(number[1]) if number else -1
+
+    def _require_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
 
     def _encode_step(self, action: int, tile: int, outcome: int) -> np.ndarray:
         # Tokenized behind a header, where it will stand: a tokenizer may treat the beginning of a text differently.
@@ -218,8 +234,7 @@ class PaperText:
         return self._ids(self.markup.header("action") + self.step_text(action, tile, outcome))[len(self._header) :]
 
     def _ids(self, text: str) -> np.ndarray:
-        if self.tokenizer is None:
-            raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
+        self._require_tokenizer()
         try:
             ids = np.array(self.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
         except Exception as error:  # a tokenizer without an unknown token raises this very class
@@ -248,10 +263,8 @@ class PaperText:
         self._shortest_step = min(lengths)
         others = (RESET, 0, RUNNING), (0, 0, HOLE)  # after a goal or the step limit there is more
         self.min_step_tokens = min(self._shortest_step, *(len(self._step_ids(*step)) for step in others))
-        steps = [self._step_ids(0, tile, RUNNING) for tile in range(COMPACT_TILES)]
-        self._after_tile = int((steps[1][::-1] != steps[2][::-1]).argmax())  # tokens that follow the tile's last one
-        end, width = -self._after_tile or None, max(map(len, steps)) - len(steps[0]) + 1
-        self._tile_words = np.stack([step[:end][-width:] for step in steps])
+        one, two = (self._step_ids(0, tile, RUNNING)[::-1] for tile in (1, 2))
+        self._after_tile = int((one != two).argmax())  # tokens that follow the tile's last one
 
     def _check_tokens(self) -> None:
         """The tokens of the steps must be the tokens of the whole text, and the decisions must be found in them."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from icrl_utils.history import RESET
 from icrl_utils.lake import LakeMap
+from icrl_utils.ranges import real_number
 
 PATIENCE = 25  # moves in an episode until the temperature of a choice is at its height
 
@@ -30,9 +31,9 @@ class Policy(Protocol):
     name: str
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
-        """Begin n = len(maps) fresh histories, each with its own random generator. A policy that learns may use nothing
-        of ``maps`` but their number and the size of the largest; only the oracle looks at a map, only posterior
-        sampling knows the law of maps."""
+        """Begin n = len(maps) fresh histories, each with its own random generator: a lake is played the same alone and
+        among others. A policy that learns may use nothing of ``maps`` but their number and the size of the largest;
+        only the oracle looks at a map, only posterior sampling knows the law of maps."""
 
     def act(self, step: Step) -> np.ndarray:
         """int64 [n]: the action that the policy itself would take now. Rows whose episode has just ended need no
@@ -40,6 +41,32 @@ class Policy(Protocol):
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only (int64, increasing): the others have played all their episodes."""
+
+
+class Dice:
+    """Uniform numbers for n histories that are played in lock-step, each history's from its own generator.
+
+    They are drawn for many steps ahead: to call n generators at every step would cost more than the play.
+    """
+
+    _AHEAD = 64  # steps
+
+    def __init__(self, rngs: Sequence[np.random.Generator], numbers: int):
+        self._rngs, self._numbers = list(rngs), numbers
+        self._used = self._AHEAD
+
+    def __call__(self) -> np.ndarray:
+        """float64 [n, numbers] in [0, 1): those of the next step."""
+        if self._used == self._AHEAD:
+            self._drawn = np.stack([rng.random((self._AHEAD, self._numbers)) for rng in self._rngs], axis=1)
+            self._used = 0
+        self._used += 1
+        return self._drawn[self._used - 1]
+
+    def keep(self, rows: np.ndarray) -> None:
+        self._rngs = [self._rngs[row] for row in rows]
+        if self._used < self._AHEAD:
+            self._drawn = self._drawn[:, rows]
 
 
 class Choice:
@@ -69,5 +96,14 @@ class Choice:
 
 
 def check_temperature(temperature: float) -> None:
-    if not temperature >= 0:
+    if real_number("temperature", temperature) < 0:
         raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")
+
+
+def check_started(policy: Policy, made_by_start: object) -> None:
+    """``made_by_start``: something that ``policy.start`` makes, None before."""
+    if made_by_start is None:
+        raise RuntimeError(
+            f"policy {policy.name!r}: act() before start(): call start(maps, rngs) first, or let rollout(policy, maps) "
+            "play."
+        )

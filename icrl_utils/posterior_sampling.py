@@ -12,7 +12,7 @@ import numpy as np
 from icrl_utils.history import GOAL, HOLE, RESET, RUNNING
 from icrl_utils.lake import LakeMap, MapDistribution
 from icrl_utils.maps import FROZEN_LETTER, GOAL_LETTER, HOLE_LETTER, START_LETTER, goal_distances
-from icrl_utils.policy import Step
+from icrl_utils.policy import Dice, Step, check_started
 
 UNKNOWN, STANDABLE, IS_START, IS_GOAL, IS_HOLE = range(5)  # what is known about a tile; more never becomes less
 LETTERS = np.array([START_LETTER, GOAL_LETTER, HOLE_LETTER, FROZEN_LETTER], np.uint8)
@@ -28,8 +28,10 @@ class PosteriorSamplingPolicy:
     """
 
     name = "posterior sampling"
-    _CANDIDATES = 64  # per lake and attempt; more where few lakes are left
+    _CANDIDATES = (16, 4096)  # per lake in the first attempt, twice as many in each further one, at most
     _ATTEMPTS = 500
+    _AT_ONCE = 2**16  # candidates of all lakes: bounds the memory
+    _dice: Dice | None = None  # before `start`
 
     def __init__(self, law: MapDistribution):
         self.law = law
@@ -52,7 +54,7 @@ class PosteriorSamplingPolicy:
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, size = len(maps), self.law.max_size
-        self._rng = rngs[0]
+        self._rngs, self._dice = list(rngs), Dice(rngs, 4)
         self._tile = np.zeros(n, np.int64)
         self._known = np.zeros((n, size**2), np.int64)
         self._possible = np.ones((n, len(self._height)), bool)  # sizes
@@ -62,6 +64,7 @@ class PosteriorSamplingPolicy:
         self._distances = np.full((n, size + 2, size + 2), -1)  # with a border, so that neighbours always exist
 
     def act(self, step: Step) -> np.ndarray:
+        check_started(self, self._dice)
         self._learn(step)
         awaits = step.outcome == RUNNING
         self._draw(np.flatnonzero(awaits & ((step.action == RESET) | self._contradicts(step))))
@@ -71,9 +74,11 @@ class PosteriorSamplingPolicy:
         here = self._distances[n, row + 1, column + 1]
         beside = self._distances[n[:, None], row[:, None] + 1 + ROW_STEP, column[:, None] + 1 + COLUMN_STEP]
         nearer = beside == here[:, None] - 1
-        return (nearer + self._rng.random(nearer.shape) / 2).argmax(1)
+        return (nearer + self._dice() / 2).argmax(1)
 
     def keep(self, rows: np.ndarray) -> None:
+        self._dice.keep(rows)
+        self._rngs = [self._rngs[row] for row in rows]
         for name in ("_tile", "_known", "_possible", "_episodes", "_size", "_letters", "_distances"):
             setattr(self, name, getattr(self, name)[rows])
 
@@ -104,30 +109,42 @@ class PosteriorSamplingPolicy:
         return row * width + np.clip(column + COLUMN_STEP[action % 4], 0, width - 1)
 
     def _draw(self, rows: np.ndarray) -> None:
-        """A lake of the posterior for each of ``rows``, by rejection: many candidates at a time, the first kept one."""
-        size = self.law.max_size
+        """A lake of the posterior for each of ``rows``, by rejection: many candidates at a time, the first kept one.
+
+        How many candidates an attempt has depends on nothing but how many attempts went before: a row's lake must not
+        depend on the other rows.
+        """
+        candidates, most = self._CANDIDATES
         for _ in range(self._ATTEMPTS):
             if not len(rows):
                 return
-            shape = (len(rows), max(self._CANDIDATES, 4096 // len(rows)))
-            draw = self._rng.random((*shape, self._possible.shape[1]), np.float32)
-            chosen = (draw * self._possible[rows][:, None]).argmax(2)
-            uniform = self._rng.random((*shape, size**2))[..., None]
-            letter = LETTERS[(uniform >= self._below[self._known[rows]][:, None]).sum(3)]
-            letter = np.concatenate([letter, np.zeros((*shape, 1), np.uint8)], 2)
-            grid = np.take_along_axis(letter, self._tile_at[chosen].reshape(*shape, -1), 2).reshape(-1, size, size)
-            distances = goal_distances(grid)
-            is_start = grid == START_LETTER
-            lawful = ~(is_start & (distances < self.law.min_hops)).any((1, 2))
-            seen = (self._known[rows] == IS_START).sum(1)[:, None]
-            likelihood = (seen / is_start.sum((1, 2)).reshape(shape)) ** self._episodes[rows][:, None]
-            kept = lawful.reshape(shape) & (self._rng.random(shape) < likelihood)
-            found, first = kept.any(1), kept.argmax(1)
-            to, at = rows[found], np.flatnonzero(found) * shape[1] + first[found]
-            self._size[to], self._letters[to] = chosen.ravel()[at], grid[at]
-            self._distances[to, 1:-1, 1:-1] = distances[at]
-            rows = rows[~found]
+            at_once = max(1, self._AT_ONCE // candidates)
+            parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+            rows = np.concatenate([part[~self._attempt(part, candidates)] for part in parts])
+            candidates = min(2 * candidates, most)
         self._reject(rows)
+
+    def _attempt(self, rows: np.ndarray, candidates: int) -> np.ndarray:
+        """bool [len(rows)]: one of so many candidates was kept, and is from now on the row's lake."""
+        size, shape = self.law.max_size, (len(rows), candidates)
+        sizes = self._possible.shape[1]
+        # Of each candidate a number for each size, for each tile, and one that decides whether it is kept.
+        uniform = np.stack([self._rngs[row].random((candidates, sizes + size**2 + 1)) for row in rows])
+        chosen = (uniform[..., :sizes] * self._possible[rows][:, None]).argmax(2)
+        letter = LETTERS[(uniform[..., sizes:-1, None] >= self._below[self._known[rows]][:, None]).sum(3)]
+        letter = np.concatenate([letter, np.zeros((*shape, 1), np.uint8)], 2)
+        grid = np.take_along_axis(letter, self._tile_at[chosen].reshape(*shape, -1), 2).reshape(-1, size, size)
+        distances = goal_distances(grid)
+        is_start = grid == START_LETTER
+        lawful = ~(is_start & (distances < self.law.min_hops)).any((1, 2))
+        seen = (self._known[rows] == IS_START).sum(1)[:, None]
+        likelihood = (seen / is_start.sum((1, 2)).reshape(shape)) ** self._episodes[rows][:, None]
+        kept = lawful.reshape(shape) & (uniform[..., -1] < likelihood)
+        found, first = kept.any(1), kept.argmax(1)
+        to, at = rows[found], np.flatnonzero(found) * candidates + first[found]
+        self._size[to], self._letters[to] = chosen.ravel()[at], grid[at]
+        self._distances[to, 1:-1, 1:-1] = distances[at]
+        return found
 
     def _reject(self, maps: np.ndarray) -> None:
         raise ValueError(

@@ -81,8 +81,9 @@ def get_profile(name: str | None = None) -> Profile:
         ValueError: no such profile.
         RuntimeError: the profile needs a GPU and there is none.
     """
-    source = "--profile" if name else "ICRL_PROFILE"
-    name = name or os.environ.get("ICRL_PROFILE") or "cpu"
+    source = "ICRL_PROFILE" if name is None else "--profile"
+    if name is None:
+        name = os.environ.get("ICRL_PROFILE") or "cpu"  # an empty variable counts as none, as in a shell
     if name not in PROFILES:
         raise ValueError(f"{source}={name!r}: unknown profile; choose one of {', '.join(PROFILES)}.")
     profile = PROFILES[name]

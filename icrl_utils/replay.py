@@ -26,6 +26,7 @@ from icrl_utils.lake import (
     reject_held_out,
     training_maps,
 )
+from icrl_utils.ranges import real_number, whole_number
 from icrl_utils.tabular import TabularQ
 
 ORDERS = ("as_played", "shuffled")
@@ -50,6 +51,15 @@ class Behaviour:
     expert_share: float = 0.0
     low: float = 0.5
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("habit_share", "expert_share", "low", "high"):
+            real_number(name, getattr(self, name), 0, 1)
+        if self.habit_share + self.expert_share > 1:
+            raise ValueError(
+                f"habit_share={self.habit_share!r} and expert_share={self.expert_share!r} are more than all maps "
+                "together: pass shares whose sum is at most 1."
+            )
 
 
 RANDOM_PLAY = Behaviour(low=0.0, high=0.0)
@@ -77,10 +87,13 @@ def collect(
     Raises ValueError when a map belongs to the held-out evaluation sets.
     """
     reject_held_out(maps)
+    fewest, most = episodes
+    whole_number("episodes[1]", most, whole_number("episodes[0]", fewest, 1))
+    whole_number("min_tokens", min_tokens, 0)
     n = len(maps)
     env = FrozenLakeVectorEnv(maps)
     tile, _ = env.reset(seed=int(rng.integers(2**31)))
-    n_episodes = rng.integers(episodes[0], episodes[1] + 1, size=n)
+    n_episodes = rng.integers(fewest, most + 1, size=n)
     low, high = rng.uniform(0, behaviour.low, n), rng.uniform(0, behaviour.high, n)
     kind = rng.random(n)
     is_habit = kind < behaviour.habit_share
@@ -94,7 +107,8 @@ def collect(
     while len(row):
         skill = low + (high - low) * np.minimum(played / n_episodes, 1)
         habit[ended] = rng.integers(4, size=(ended.sum(), habit.shape[1]))
-        move = np.where(is_expert, expert_move(env.tables, tile, rng), learner.greedy(tile, rng))
+        shortest = expert_move(env.tables, tile, rng)
+        move = np.where(is_expert, shortest, learner.greedy(tile, rng.random((len(row), 4), np.float32)))
         move = np.where(is_habit, habit[np.arange(len(row)), tile], move)
         action = np.where(rng.random(len(row)) < skill, move, rng.integers(4, size=len(row)))
         new_tile, reward, terminated, truncated, _ = env.step(action)
@@ -198,7 +212,7 @@ class ReplayBuffer:
         self, sets: np.ndarray, rng: np.random.Generator, order: str, quality: str, relabel: float
     ) -> list[np.ndarray]:
         """The whole text of each of ``sets``, int64 [its tokens]."""
-        check_order(order, quality)
+        check_order(order, quality, relabel)
         if relabel and self.history.name != "compact":
             raise ValueError(f"relabel={relabel!r}: only compact histories have one token for each tile; pass 0.")
         relabelled = rng.random(len(sets)) < relabel if relabel else np.zeros(len(sets), bool)
@@ -218,7 +232,8 @@ class ReplayBuffer:
         return streams
 
 
-def check_order(order: str, quality: str) -> None:
+def check_order(order: str, quality: str, relabel: float = 0.0) -> None:
+    real_number("relabel", relabel, 0, 1)
     if order not in ORDERS or quality not in SUCCESS_WEIGHT or (order == "as_played" and quality != "mid"):
         raise ValueError(
             f"order={order!r} with quality={quality!r}: order is one of {', '.join(ORDERS)}, quality one of "
@@ -254,15 +269,18 @@ class SliceSource:
         crossing: bool = False,
         history: HistoryFormat | None = None,
     ):
-        check_order(order, quality)
+        check_order(order, quality, relabel)
         if not isinstance(maps, MapDistribution):
             reject_held_out(maps)
         self.maps, self.behaviour, self.crossing = maps, behaviour, crossing
         self.cut = {"order": order, "quality": quality, "relabel": relabel}
-        self.history = history or HistoryFormat("compact")
+        self.history = HistoryFormat("compact") if history is None else history
+        if self.history.min_step_tokens is None:
+            raise ValueError("history has no tokenizer: pass HistoryFormat('paper', tokenizer), or leave it out.")
 
     def slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [n, tokens], from ``n`` sets."""
+        n, tokens = whole_number("n", n, 1), whole_number("tokens", tokens, 1)
         steps = -(-tokens // self.history.min_step_tokens)
         play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=2 * steps)
         buffer = ReplayBuffer(play, self.history)

@@ -17,7 +17,9 @@ from tqdm.auto import tqdm
 from icrl_utils.agent import Agent, load_agent
 from icrl_utils.history import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Episode
 from icrl_utils.lake import STEP_LIMIT, FrozenLakeVectorEnv, LakeMap
+from icrl_utils.maps import checked_maps
 from icrl_utils.policy import Policy, Step
+from icrl_utils.ranges import LARGEST_INT16, checked_seed, whole_number
 
 __all__ = ["Agent", "Policy", "Records", "Step", "epsilon_schedule", "load_agent", "rollout"]
 
@@ -31,6 +33,8 @@ def epsilon_schedule(schedule: str | Sequence[float] = "paper", episodes: int | 
     ``"greedy"``: the policy acts from the first step on, for ``episodes`` episodes (30 unless given).
     A sequence of probabilities is taken as it is.
     """
+    if episodes is not None:
+        episodes = whole_number("episodes", episodes, 1, LARGEST_INT16)
     if isinstance(schedule, str):
         if schedule not in ("paper", "greedy"):
             raise ValueError(f"schedule={schedule!r} is unknown; choose 'paper', 'greedy' or give a list of epsilons.")
@@ -38,15 +42,27 @@ def epsilon_schedule(schedule: str | Sequence[float] = "paper", episodes: int | 
             return np.ones(30 if episodes is None else episodes)
         epsilon = PAPER_SCHEDULE
     else:
-        epsilon = np.asarray(schedule, dtype=float)
-        if epsilon.ndim != 1 or len(epsilon) == 0 or not ((epsilon >= 0) & (epsilon <= 1)).all():
-            raise ValueError(f"schedule={schedule!r} must be a non-empty list of probabilities in [0, 1].")
+        epsilon = _probabilities(schedule)
+        if not 0 < len(epsilon) <= LARGEST_INT16:
+            raise ValueError(f"schedule={schedule!r} must be a non-empty list of at most {LARGEST_INT16:,} episodes.")
     if episodes not in (None, len(epsilon)):
         raise ValueError(
             f"episodes={episodes} does not fit this schedule of {len(epsilon)} episodes; leave `episodes` out, "
             "use schedule='greedy' or give a list of that length."
         )
     return epsilon.copy()
+
+
+def _probabilities(schedule: Sequence[float]) -> np.ndarray:
+    try:
+        epsilon = np.asarray(schedule)
+    except ValueError:  # rows of different lengths
+        epsilon = np.array("ragged")
+    if epsilon.ndim == 1 and len(epsilon) == 0:
+        return epsilon
+    if epsilon.ndim != 1 or epsilon.dtype.kind not in "iuf" or not ((epsilon >= 0) & (epsilon <= 1)).all():
+        raise ValueError(f"schedule={schedule!r} must be a non-empty list of probabilities in [0, 1].")
+    return epsilon.astype(float)
 
 
 class Luck(NamedTuple):
@@ -137,15 +153,16 @@ def rollout(
         step_limit: an episode is cut off after this many steps (gymnasium's FrozenLake-v1: 100).
     Returns:
         Records of all maps and episodes.
+    Raises:
+        ValueError: an argument that cannot work, by its name, before anything is played.
     """
-    maps = list(maps)
-    if not maps:
-        raise ValueError("maps=[] is empty; give at least one LakeMap, for example held_out_maps('in_distribution').")
+    maps, seed = checked_maps(maps), checked_seed(seed)
     epsilon = epsilon_schedule(schedule, episodes)
+    step_limit = whole_number("step_limit", step_limit, 1, LARGEST_INT16)
     n, episodes = len(maps), len(epsilon)
-    batch_maps = batch_maps or getattr(policy, "batch_maps", None) or n
-    if batch_maps < 1:
-        raise ValueError(f"batch_maps={batch_maps} must be at least 1.")
+    if batch_maps is None:
+        batch_maps = getattr(policy, "batch_maps", n)  # an agent knows how many it has memory for
+    batch_maps = whole_number("batch_maps", batch_maps, 1)
     luck = Luck.draw(n, episodes, step_limit, seed)
     records = Records(
         policy.name, maps, epsilon, seed,

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from icrl_utils.ranges import checked_seed, real_number, whole_number
+
 
 class Interval(NamedTuple):
     """Estimates with the ends of their intervals; all three have the shape of one map's value."""
@@ -59,7 +61,8 @@ def interval(
     values = np.asarray(values, float)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"values has shape {values.shape}; give one value per map, [maps, ...].")
-    if not 0 < level < 1:
+    resamples, seed = whole_number("resamples", resamples, 1), checked_seed(seed)
+    if not 0 < real_number("level", level) < 1:
         raise ValueError(f"level={level} must lie between 0 and 1, for example 0.95.")
     weight = np.broadcast_to(np.asarray(1 if denominator is None else denominator, float), values.shape)
     n = len(values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from icrl_utils.ranges import real_number
+
 
 class TabularQ:
     """One Q-table per map, all updated together.
@@ -28,8 +30,8 @@ class TabularQ:
         alpha: float = 1.0,
         gamma: float = 0.9,
     ):
-        self.alpha = alpha
-        self.gamma = gamma
+        self.alpha = real_number("alpha", alpha, 0, 1)
+        self.gamma = real_number("gamma", gamma, 0, 1)
         self.q = np.empty((n_maps, n_tiles, 4), np.float32)
         self.q[:] = np.reshape(np.asarray(initial_value, np.float32), (-1, 1, 1))
         self._rows = np.arange(n_maps)
@@ -55,11 +57,12 @@ class TabularQ:
         old = self.q[self._rows, tile, action]
         self.q[self._rows, tile, action] = np.where(mask, old + self.alpha * (target - old), old)
 
-    def greedy(self, tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """int64 [n]: an action of the largest value at ``tile`` int [n], ties broken at random."""
+    def greedy(self, tile: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """int64 [n]: an action of the largest value at ``tile`` int [n]. ``uniform`` float [n, 4], random numbers in
+        [0, 1), breaks ties."""
         values = self._values(tile)
         tie = values == values.max(axis=1, keepdims=True)
-        return (tie * (1 - rng.random(values.shape, np.float32))).argmax(axis=1)
+        return (tie * (1 - uniform)).argmax(axis=1)
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with the maps ``rows`` (int [k]) only."""

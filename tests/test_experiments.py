@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from icrl_utils import experiments
+from icrl_utils.__main__ import main
 from icrl_utils.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.experiments import (
     COLUMNS,
@@ -20,6 +21,7 @@ from icrl_utils.experiments import (
 )
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION, held_out_maps
 from icrl_utils.profiles import PROFILES
+from icrl_utils.rollout import epsilon_schedule, rollout
 from icrl_utils.statistics import Interval
 
 MAPS = PAPER_IN_DISTRIBUTION.sample(6, 0)
@@ -141,13 +143,35 @@ def test_csv_errors(tmp_path):
         ("exploration", "in_distribution", "greedy"),
     ],
 )
-def test_experiments_differ_in_maps_and_schedule(monkeypatch, name, maps, schedule):
-    calls = []
-    monkeypatch.setattr(experiments, "compare", lambda policies, *args, **options: calls.append((args, options)))
+def test_experiments_differ_in_maps_and_schedule(name, maps, schedule):
+    """Really played: the oracle's way from every start is as long as on exactly these lakes."""
+    experiment, law = EXPERIMENTS[name]
+    lakes, table = held_out_maps(maps), experiment([OraclePolicy()])
+    np.testing.assert_array_equal(by_policy(table, "epsilon")["oracle"][0], [epsilon_schedule(schedule)] * 500)
+    ways, walked = (by_policy(table, column)["oracle"][0] for column in ("optimal_steps", "steps"))
+    for lake, seen in zip(lakes, ways, strict=True):
+        possible = {lake.optimal_steps(start) for start in lake.starts}
+        assert set(seen) <= possible and (len(possible) > 3 or set(seen) == possible)
+    alone = by_policy(table, "epsilon")["oracle"][0] == 1
+    np.testing.assert_array_equal(walked[alone], ways[alone])
+    assert all(law.min_size <= min(lake.height, lake.width) <= law.max_size for lake in lakes)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_play_the_maps_and_the_seed_that_they_are_given(name):
     experiment, _ = EXPERIMENTS[name]
-    experiment([RandomPolicy()])
-    experiment([RandomPolicy()], MAPS, seed=5)
-    assert calls == [((held_out_maps(maps), schedule), {}), ((MAPS, schedule), {"seed": 5})]
+    schedule = "greedy" if name == "exploration" else "paper"
+    for seed in (0, 5):
+        table, played = experiment([TabularPolicy()], MAPS, seed=seed), rollout(TabularPolicy(), MAPS, schedule, seed)
+        np.testing.assert_array_equal(by_policy(table, "steps")["tabular Q"][0], played.steps)
+    with pytest.raises(ValueError, match=r"maps=\[\] is empty"):  # and not: all 500
+        experiment([TabularPolicy()], [])
+
+
+def test_nobody_to_compare_is_named():
+    for nobody in ([], RandomPolicy()):
+        with pytest.raises(ValueError, match="policies=.*: pass a list of at least one policy"):
+            compare(nobody, MAPS)
 
 
 def test_unknown_experiment_lists_the_known_ones():
@@ -158,6 +182,40 @@ def test_unknown_experiment_lists_the_known_ones():
 def test_a_profile_without_an_adapter_is_refused():
     with pytest.raises(ValueError, match="profile='full'.*--profile cpu"):
         run_experiment("exploration", PROFILES["full"])
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Places of its own, and players and lakes that take a moment: learners instead of the shipped agents."""
+    monkeypatch.setattr(experiments, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(experiments, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(experiments, "shipped_agents", lambda adapter: trained_twice())
+    monkeypatch.setattr(experiments, "held_out_maps", lambda name: held_out_maps(name)[:5])
+    return tmp_path
+
+
+def test_evaluate_leaves_the_committed_records_alone_unless_told_to_write(quick, capsys):
+    written = [f"{folder}/exploration.{kind}" for folder, kind in (("figures", "png"), ("results", "csv.gz"))]
+
+    def files(folder):
+        return sorted(path.relative_to(quick / folder).as_posix() for path in (quick / folder).rglob("*.*"))
+
+    assert main(["evaluate", "exploration", "--seed", "1", "--profile", "cpu"]) == 0
+    assert files("build") == written and files("assets") == []
+    assert str(quick / "build" / "figures" / "exploration.png") in capsys.readouterr().out
+    assert main(["evaluate", "exploration", "--write", "--profile", "cpu"]) == 0
+    assert files("assets") == written
+    first, second = (read_csv(quick / folder / written[1]) for folder in ("build", "assets"))
+    assert (first["steps"] != second["steps"]).any()  # two seeds
+
+
+def test_what_cannot_be_written_is_refused_before_play(quick, capsys):
+    assert main(["evaluate", "exploration", "--write", "--profile", "smoke"]) == 1
+    assert "--write with profile 'smoke'" in capsys.readouterr().err
+    for seed in ("-1", str(2**64)):
+        assert main(["evaluate", "exploration", "--seed", seed]) == 1
+        assert f"seed={seed}: pass a whole number from 0" in capsys.readouterr().err
+    assert list(quick.iterdir()) == []
 
 
 def test_run_experiment_in_the_smoke_profile(monkeypatch, tmp_path, capsys):
@@ -174,11 +232,12 @@ def test_run_experiment_in_the_smoke_profile(monkeypatch, tmp_path, capsys):
     assert "posterior sampling" in capsys.readouterr().out
 
 
-def test_shipped_agents_are_all_training_seeds_and_the_memory_less_twin(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "ASSETS", tmp_path)
-    monkeypatch.setattr(experiments, "load_agent", lambda folder, memory=True: (folder.name, memory))
-    for name in ("dqn-seed-1", "dqn", "dqn-seed-2", "ia3"):
-        (tmp_path / "adapters" / name).mkdir(parents=True)
-        (tmp_path / "adapters" / name / "adapter_config.json").touch()
-    expected = [("dqn", True), ("dqn-seed-1", True), ("dqn-seed-2", True), ("dqn", False)]
-    assert experiments.shipped_agents("dqn") == expected
+def test_shipped_agents_are_all_training_seeds_and_the_memory_less_twin():
+    agents = experiments.shipped_agents("dqn")
+    told = [(agent.name, agent.training_seed, agent.memory) for agent in agents]
+    assert told == [("agent", 0, True), ("agent", 1, True), ("agent", 2, True), ("memory-less", 0, False)]
+    q = np.array([agent.q_values("8 right 9 down hole reset 8") for agent in agents])
+    assert len(np.unique(q.round(4), axis=0)) == 4  # three trainings; the fourth does not see the first episode
+    np.testing.assert_allclose(
+        agents[0].q_values("8"), agents[3].q_values("8"), atol=1e-6
+    )  # its weights

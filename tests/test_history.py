@@ -21,8 +21,9 @@ from icrl_utils.history import (
     Episode,
     HistoryFormat,
 )
-from icrl_utils.lake import MapDistribution
+from icrl_utils.lake import LakeMap, MapDistribution
 from icrl_utils.paper_text import LLAMA3_TOKENS
+from icrl_utils.replay import RANDOM_PLAY, collect
 from icrl_utils.tokenizers import make_compact_tokenizer, make_paper_tokenizer
 
 COMPACT = HistoryFormat("compact")
@@ -127,7 +128,7 @@ def test_text_and_tokens_of_random_play_there_and_back(form, episodes):
 def test_bulk_and_stepwise_encoding_equal_the_tokens_of_the_text(form, episodes):
     whole = form.tokenize(form.render(episodes))
     tiles = np.concatenate([episode.tiles for episode in episodes])
-    actions = np.concatenate([episode.actions for episode in episodes])
+    actions = np.concatenate([np.array(episode.actions, int) for episode in episodes])  # an empty one, too
     steps = [episode.steps for episode in episodes]
     outcomes = [OUTCOMES.index(episode.outcome) for episode in episodes]
 
@@ -367,6 +368,10 @@ def test_paper_messages_in_the_wrong_place(text, message):
         (((None,), (), None), "may be None"),
         (((8, 9), (2,), "won"), "outcome 'won' after 1 actions"),
         (((8,), (), "goal"), "outcome 'goal' after 0 actions"),
+        (((8, 9.5), (2,)), r"tiles=\[8, 9.5\]: pass whole numbers"),
+        (((8, 9), (1.7,)), r"actions=\[1.7\]: pass whole numbers"),
+        (((8, 9), ("1",)), r"actions=\['1'\]"),
+        (((8, 9), (True,)), r"actions=\[True\]"),
     ],
 )
 def test_impossible_episodes(arguments, message):
@@ -386,6 +391,14 @@ def test_bad_arguments(form):
         form.encode_steps([0, 5], [8, 8], [RUNNING, RUNNING])
     with pytest.raises(ValueError, match="action 4 with outcome 3"):
         form.encode_steps([RESET], [8], [LIMIT])
+    with pytest.raises(ValueError, match=r"action=\[1.7\]: pass whole numbers"):
+        form.encode_steps([1.7], [8], [RUNNING])
+    with pytest.raises(ValueError, match=r"tiles=\[8, 9.5\]: pass whole numbers"):
+        form.encode_episodes([8, 9.5], [2], [1], [HOLE])
+    with pytest.raises(ValueError, match="ids=.*: pass whole numbers"):
+        form.decisions(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="max_tokens=-1"):
+        form.fit(DEATH_AND_RUNNING, -1)
     with pytest.raises(ValueError, match=r"ids has shape \(3,\): give \[B, T\]"):
         form.decisions(np.zeros(3, dtype=int))
 
@@ -404,8 +417,52 @@ def test_tiles_that_a_format_cannot_write():
 def test_unknown_format_and_missing_tokenizer():
     with pytest.raises(ValueError, match="name='json' is no history format: use 'compact'"):
         HistoryFormat("json")
-    with pytest.raises(ValueError, match=r"tokenizer is None: HistoryFormat\('paper', tokenizer\)"):
-        HistoryFormat("paper").tokenize(SUCCESS)
+    bare, ids = HistoryFormat("paper"), np.zeros((1, 5), int)
+    for call in (
+        lambda: bare.tokenize(SUCCESS),
+        lambda: bare.decisions(ids),
+        lambda: bare.tiles(ids, ids),
+        lambda: bare.encode_steps([RESET], [8], [RUNNING]),
+        lambda: bare.encode_episode(Episode((8, 9), (2,))),
+        lambda: bare.fit([Episode((8, 9), (2,))], 100),
+    ):
+        with pytest.raises(ValueError, match=r"tokenizer is None: HistoryFormat\('paper', tokenizer\)"):
+            call()
+
+
+@pytest.mark.parametrize("by_digits", [False, True], ids=["whole numbers", "digit by digit"])
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "plain text"])
+def test_paper_text_tells_the_tiles_of_lakes_of_any_size(special, by_digits):
+    tokenizer = make_paper_tokenizer() if special else make_paper_tokenizer(special_tokens=("<|endoftext|>",))
+    if by_digits:
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer])
+    form = HistoryFormat("paper", tokenizer)
+    tiles = [0, 7, 63, 64, 80, 99, 100, 999, 1000, 6480, 12_345, 32_766]
+    ids = form.encode_episode(Episode((*tiles, 5), (2,) * len(tiles), "hole"))[None]
+    found = form.decisions(ids)
+    assert form.tiles(ids, found.position)[found.valid].tolist() == tiles
+    # Rows that begin anywhere tell a tile whole or not at all.
+    for first in range(ids.shape[1]):
+        part = ids[:, first:]
+        found = form.decisions(part)
+        told, n = form.tiles(part, found.position)[found.valid].tolist(), int(found.valid.sum())
+        assert told == tiles[len(tiles) - n :] or [-1, *told[1:]] == told == [-1, *tiles[len(tiles) - n + 1 :]]
+    padded = np.pad(ids, ((0, 0), (3, 2)), constant_values=-1)
+    found = form.decisions(padded)
+    assert form.tiles(padded, found.position)[found.valid].tolist() == tiles
+    nothing = form.decisions(ids[:, :2])
+    assert form.tiles(ids[:, :2], nothing.position).shape == nothing.position.shape
+
+
+def test_paper_text_tells_where_random_play_stood_on_a_large_lake():
+    lake = LakeMap(("S" + "F" * 10, *["F" * 11] * 9, "F" * 10 + "G"))
+    play = collect([lake] * 3, RANDOM_PLAY, np.random.default_rng(0), episodes=(5, 5))
+    ids, _ = PAPER.encode_episodes(play.tiles, play.actions, play.steps, play.outcome)
+    found = PAPER.decisions(ids[None])
+    stood = np.concatenate([part[:-1] for part in np.split(play.tiles, np.cumsum(play.steps + 1)[:-1])])
+    assert stood.max() >= 64
+    np.testing.assert_array_equal(PAPER.tiles(ids[None], found.position)[found.valid], stood)
 
 
 # --- tokenizers ---

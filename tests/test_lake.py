@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from icrl_utils import lake
+from icrl_utils.baselines import RandomPolicy
 from icrl_utils.bench import bench_env
 from icrl_utils.lake import (
     ENV_ID,
@@ -32,6 +33,7 @@ from icrl_utils.lake import (
     reject_held_out,
     training_maps,
 )
+from icrl_utils.rollout import rollout
 
 LEFT, DOWN, RIGHT, UP = range(4)
 SMALL = LakeMap(("SFF", "FHF", "FFG"))
@@ -206,11 +208,56 @@ def test_excluded_maps_are_left_out():
         ({"min_size": 3.5}, "min_size=3.5"),
         ({"hole_prob": 1.5}, "hole_prob=1.5 is no probability"),
         ({"min_hops": 0}, "min_hops=0"),
+        ({"min_hops": 2.5}, "min_hops=2.5"),
+        ({"max_size": 182}, "max_size=182: pass a whole number from 1 to 181"),
+        ({"hole_prob": float("nan")}, "hole_prob=nan"),
+        ({"start_prob": "0.1"}, "start_prob='0.1'"),
     ],
 )
 def test_bad_laws_are_named(law, message):
     with pytest.raises(ValueError, match=message):
         MapDistribution(**law)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PAPER_IN_DISTRIBUTION.sample(-3, 0), "n=-3: pass a whole number of at least 0"),
+        (lambda: PAPER_IN_DISTRIBUTION.sample(2.5, 0), "n=2.5"),
+        (lambda: PAPER_IN_DISTRIBUTION.sample(2, -1), "seed=-1: pass a whole number from 0"),
+        (lambda: PAPER_IN_DISTRIBUTION.sample(2, 2**64), "seed=18446744073709551616"),
+        (lambda: PAPER_IN_DISTRIBUTION.sample(2, None), "seed=None"),
+        (lambda: development_maps("in_distribution", n=-3), "n=-3"),
+        (lambda: training_maps(TRAINING_MAPS, -3, 0), "n=-3"),
+        (lambda: training_maps("in_distribution", 3, 0), "distribution='in_distribution'"),
+        (lambda: LakeMap(("SG",)).optimal_steps(-1), "start=-1: pass a whole number from 0 to 1"),
+        (lambda: LakeMap(("SG",)).optimal_steps(2), "start=2"),
+        (lambda: reject_held_out(SMALL), "is one lake"),
+        (lambda: reject_held_out([], argument="pool"), r"pool=\[\] is empty"),
+    ],
+)
+def test_numbers_that_cannot_work_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_largest_map_keeps_its_numbers_and_a_larger_one_is_refused():
+    largest = LakeMap(("S" + "F" * 32_765 + "G",))
+    assert largest.distances[0] == largest.n_tiles - 1 == 32_766 and largest.next_tile[32_765, 2] == 32_766
+    with pytest.raises(ValueError, match="182 x 182 = 33,124 tiles are too many"):
+        LakeMap(("S" + "F" * 180 + "G",) * 182)
+
+
+def test_training_lakes_are_easier_than_those_of_the_evaluation():
+    """The figures beside ``TRAINING_MAPS``."""
+    maps = training_maps(TRAINING_MAPS, 3000, 0)
+    near = [[lake.optimal_steps(start) == 3 for start in lake.starts] for lake in maps]
+    assert np.mean([any(starts) for starts in near]) == pytest.approx(0.56, abs=0.03)
+    assert np.mean([np.mean(starts) for starts in near]) == pytest.approx(0.47, abs=0.03)
+    training, held_out = (
+        rollout(RandomPolicy(), lakes, [0.0] * 20).success for lakes in (maps, held_out_maps("in_distribution"))
+    )
+    assert training.mean() == pytest.approx(0.233, abs=0.02) and held_out.mean() == pytest.approx(0.16, abs=0.02)
 
 
 def test_an_impossible_law_ends_with_a_message(monkeypatch):
@@ -505,6 +552,20 @@ def test_keep_leaves_the_other_maps_alone(slippery):
         (lambda env: env.step(np.array([-1, 0])), ValueError, "actions holds -1"),
         (lambda env: env.step(np.array([0])), ValueError, r"actions has shape \(1,\): pass one for each of 2 maps"),
         (lambda env: FrozenLakeVectorEnv([SMALL]).step(np.array([0])), RuntimeError, r"call reset\(seed=...\) first"),
+        (lambda env: env.step(np.array([1.7, 0.0])), ValueError, r"actions=array\(\[1.7, 0. \]\): pass whole numbers"),
+        (lambda env: env.step([0, 1.7]), ValueError, r"actions=\[0, 1.7\]"),
+        (lambda env: env.step(["1", "2"]), ValueError, r"actions=\['1', '2'\]"),
+        (lambda env: env.step([0, True]), ValueError, r"actions=\[0, True\]"),
+        (lambda env: env.step(np.array([True, False])), ValueError, "actions=array"),
+        (lambda env: env.step(None), ValueError, "actions=None"),
+        (lambda env: env.step(np.array([0, 2**64 - 1], np.uint64)), ValueError, "pass 0"),
+        (lambda env: env.reset(seed=-1), ValueError, "seed=-1: pass a whole number from 0"),
+        (lambda env: env.reset(seed=2**64), ValueError, "seed=18446744073709551616"),
+        (lambda env: FrozenLakeEnv(SMALL).reset(seed=-1), ValueError, "seed=-1"),
+        (lambda env: gymnasium.make_vec(ENV_ID, num_envs=0), ValueError, "num_envs=0"),
+        (lambda env: FrozenLakeVectorEnv(SMALL), ValueError, r"maps=LakeMap.* is one lake: pass a list"),
+        (lambda env: FrozenLakeVectorEnv(7), ValueError, "maps=7: pass a list"),
+        (lambda env: FrozenLakeVectorEnv([SMALL], step_limit=1.5), ValueError, "step_limit=1.5"),
         (lambda env: FrozenLakeVectorEnv([]), ValueError, r"maps=\[\] is empty"),
         (lambda env: FrozenLakeVectorEnv([("SG",)]), ValueError, r"maps holds \('SG',\): pass LakeMap"),
         (lambda env: FrozenLakeVectorEnv([SMALL], step_limit=0), ValueError, "step_limit=0"),
@@ -522,8 +583,11 @@ def test_wrong_use_of_the_environments_is_named(call, error, message):
 def test_a_single_environment_names_a_wrong_action():
     env = FrozenLakeEnv(SMALL)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="action=4: pass 0"):
-        env.step(4)
+    for action in (4, -1, 1.0, 1.7, "1", True, None, np.array([1]), np.array([1, 2])):
+        with pytest.raises(ValueError, match=r"action=.*: pass 0 \(left\)"):
+            env.step(action)
+    for action in (1, np.int64(1), np.array(1)):
+        env.step(action)
 
 
 def test_bench_env_reports_what_it_measured(capsys):

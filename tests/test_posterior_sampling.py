@@ -17,7 +17,7 @@ LAW = MapDistribution(1, 2, min_hops=1)
 
 def told(policy, n, *steps):
     """A policy that was told the same steps (action, tile, outcome) on n rows."""
-    policy.start([None] * n, [np.random.default_rng(0)] * n)
+    policy.start([None] * n, [np.random.default_rng([0, row]) for row in range(n)])
     for action, tile, outcome in steps:
         policy.act(Step(np.full(n, action), np.full(n, tile), np.full(n, outcome, np.uint8)))
     return policy

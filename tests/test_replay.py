@@ -156,6 +156,42 @@ def test_the_learner_learns_too():
     assert success[-10:].mean() > success[:5].mean() + 0.1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"habit_share": 1.7}, "habit_share=1.7: pass a number from 0 to 1"),
+        ({"low": 3, "high": 9}, "low=3"),
+        ({"high": 9}, "high=9"),
+        ({"expert_share": -0.1}, "expert_share=-0.1"),
+        ({"low": float("nan")}, "low=nan"),
+        ({"habit_share": 0.6, "expert_share": 0.6}, "habit_share=0.6 and expert_share=0.6 are more than all maps"),
+    ],
+)
+def test_a_behaviour_that_cannot_be_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Behaviour(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: collect(MAPS[0], RANDOM_PLAY, rng()), "maps=LakeMap.* is one lake"),
+        (lambda: collect([], RANDOM_PLAY, rng()), r"maps=\[\] is empty"),
+        (lambda: collect(MAPS, RANDOM_PLAY, rng(), episodes=(0, 3)), r"episodes\[0\]=0"),
+        (lambda: collect(MAPS, RANDOM_PLAY, rng(), episodes=(5, 3)), r"episodes\[1\]=3: .* of at least 5"),
+        (lambda: collect(MAPS, RANDOM_PLAY, rng(), min_tokens=-1), "min_tokens=-1"),
+        (lambda: SliceSource(MAPS, RANDOM_PLAY, relabel=2), "relabel=2"),
+        (lambda: SliceSource([], RANDOM_PLAY), r"maps=\[\] is empty"),
+        (lambda: SliceSource(MAPS, RANDOM_PLAY).slices(0, 64, rng()), "n=0"),
+        (lambda: SliceSource(MAPS, RANDOM_PLAY).slices(4, 0, rng()), "tokens=0"),
+        (lambda: SliceSource(MAPS, RANDOM_PLAY, history=HistoryFormat("paper")), "history has no tokenizer"),
+    ],
+)
+def test_collecting_what_cannot_be_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 # ------------------------------------------------------------------------------------------------------- slices
 
 

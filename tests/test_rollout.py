@@ -58,8 +58,45 @@ def test_bad_schedules(schedule, episodes, message):
 def test_bad_maps_and_batches():
     with pytest.raises(ValueError, match="maps=\\[\\]"):
         rollout(RandomPolicy(), [])
-    with pytest.raises(ValueError, match="batch_maps=-1"):
-        rollout(RandomPolicy(), MAPS, batch_maps=-1)
+    with pytest.raises(ValueError, match=r"maps=LakeMap.* is one lake: pass a list of lakes, for example \[lake\]"):
+        rollout(RandomPolicy(), MAPS[0])
+    with pytest.raises(ValueError, match=r"maps holds 'SFG': pass LakeMap"):
+        rollout(RandomPolicy(), ["SFG"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_maps": -1}, "batch_maps=-1"),
+        ({"batch_maps": 0}, "batch_maps=0: pass a whole number of at least 1"),
+        ({"batch_maps": 2.5}, "batch_maps=2.5"),
+        ({"episodes": 0}, "episodes=0: pass a whole number from 1 to 32,767"),
+        ({"episodes": 0, "schedule": "greedy"}, "episodes=0"),
+        ({"episodes": 32_768, "schedule": "greedy"}, "episodes=32768"),
+        ({"episodes": True, "schedule": "greedy"}, "episodes=True"),
+        ({"schedule": ["0.5"]}, "schedule=.*probabilities"),
+        ({"schedule": [True]}, "schedule=.*probabilities"),
+        ({"schedule": [float("nan")]}, "schedule=.*probabilities"),
+        ({"schedule": [[1], [1, 1]]}, "schedule=.*probabilities"),
+        ({"schedule": 0.5}, "schedule=0.5.*probabilities"),
+        ({"seed": -1}, "seed=-1: pass a whole number from 0"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
+        ({"step_limit": 0}, "step_limit=0"),
+        ({"step_limit": 32_768}, "step_limit=32768: pass a whole number from 1 to 32,767"),
+    ],
+)
+def test_numbers_that_cannot_work_are_named_before_play(arguments, message):
+    policy = Scripted(0)
+    with pytest.raises(ValueError, match=message):
+        rollout(policy, MAPS, **arguments)
+    assert not hasattr(policy, "told")
+
+
+def test_records_of_the_largest_lake_keep_their_numbers():
+    far, near = LakeMap(("S" + "F" * 32_765 + "G",)), LakeMap(("F" * 32_765 + "SG",))
+    records = rollout(Scripted(2), [far, near], [1], step_limit=3)
+    assert records.optimal_steps.tolist() == [[32_766], [1]]
+    assert records.tiles[:, 0].tolist() == [[0, 1, 2, 3], [32_765, 32_766, -1, -1]]
 
 
 def test_what_a_policy_is_told():

@@ -124,3 +124,19 @@ def test_bad_input():
         interval([])
     with pytest.raises(ValueError, match="level=95"):
         interval([1.0], level=95)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resamples": 0}, "resamples=0: pass a whole number of at least 1"),
+        ({"resamples": 2.5}, "resamples=2.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
+        ({"level": 1.5}, "level=1.5 must lie between 0 and 1"),
+        ({"level": float("nan")}, "level=nan"),
+    ],
+)
+def test_numbers_that_cannot_work_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        interval([0.0, 1.0], **arguments)

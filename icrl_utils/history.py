@@ -1,8 +1,8 @@
 """Episodes <-> history text <-> token ids, and the positions of the decisions.
 
 The agent never sees a map. All it has is a *history*: the tiles it stood on, the actions it took, how its episodes
-ended, one episode after the other. This room writes histories as text in one of two formats and finds the *decisions*
-in their tokens: the positions whose next token is an action word. There, and only there, Q is read.
+ended, one episode after the other. Here histories are written as text in one of two formats, and the *decisions* are
+found in their tokens: the positions whose next token is an action word. There, and only there, Q is read.
 
 - ``compact``, for the tiny Llama: ``8 right 9 down hole reset 8 right ...`` (`icrl_utils.compact_text`)
 - ``paper``, for real Llamas: the text of arXiv 2501.14176 (`icrl_utils.paper_text`)

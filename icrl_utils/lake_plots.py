@@ -6,6 +6,7 @@ once. Colours are those of Okabe and Ito, which colour-blind readers can tell ap
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 
@@ -198,6 +199,19 @@ def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
 Q_COLOURS = plt.get_cmap("cividis")
 
 
+def short_number(value: float) -> str:
+    """Two decimals, and no zero before the point: ``.50``, ``-.05``, ``10.25``. From 1,000 on, where decimals have no
+    room, ``1234``, and from 100,000 on ``1.2e+05``."""
+    size = abs(value)
+    text = f"{value:z.2f}" if size < 999.995 else f"{value:.0f}" if size < 99_999.5 else f"{value:.1e}"
+    return without_leading_zero(text)
+
+
+def without_leading_zero(text: str) -> str:
+    """``0.5`` -> ``.5``, ``-0.5`` -> ``-.5``; the zero of ``10.5`` and a lone ``0`` stay."""
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
 def _norm_of(q: np.ndarray) -> Normalize:
     """From 0 to 1, where returns lie, and further if the values do."""
     return Normalize(float(np.nanmin(q, initial=0)), float(np.nanmax(q, initial=1)))
@@ -224,9 +238,8 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
             )
             ax.add_patch(patch)
             at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
-            text = f"{value:.2f}".replace("0.", ".", 1)
             ink = INK if norm(value) > 0.5 else "white"
-            ax.text(*at, text, ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
+            ax.text(*at, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
         is_best = q[tile] > q[tile].max() - 1e-9
         for best in np.flatnonzero(is_best & ~is_best.all()):
             triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93

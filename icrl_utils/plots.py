@@ -25,6 +25,7 @@ from icrl_utils.lake_plots import (
     plot_q_lakes,
     plot_trajectories,
     styled,
+    without_leading_zero,
 )
 from icrl_utils.rollout import Records, epsilon_schedule
 from icrl_utils.statistics import interval
@@ -88,8 +89,8 @@ def plot_learning_curves(
     says how often it does.
 
     Args:
-        curves: ``Records``, a list of them, or name -> ``Records`` or success, bool or 0..1, [maps, episodes] or
-            [training seeds, maps, episodes] (averaged over training seeds).
+        curves: ``Records``, a list of them (equal names are numbered), or name -> ``Records`` or success, bool or 0..1,
+            [maps, episodes] or [training seeds, maps, episodes] (averaged over training seeds).
         schedule: epsilon of the episodes, as in ``rollout``; by default that of the records, ``greedy`` for arrays.
         smooth: each point is the mean of the last ``smooth`` episodes up to it.
         resamples: bootstrap samples of maps for a band; 0 draws none.
@@ -139,7 +140,7 @@ def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:
     if isinstance(curves, Records):
         curves = [curves]
     if not isinstance(curves, Mapping):
-        curves = {records.policy: records for records in curves}
+        curves = _by_distinct_name(curves)
     if not curves:
         raise ValueError("curves is empty: give at least one policy.")
     success = {}
@@ -150,6 +151,19 @@ def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:
             raise ValueError(f"curves[{name!r}] has shape {values.shape}: give success [maps, episodes] within 0..1.")
         success[name] = values
     return success
+
+
+def _by_distinct_name(several: Sequence[Records]) -> dict[str, Records]:
+    """By the policy's name. Records of the same name, for example of two seeds, become ``agent``, ``agent (2)``, ..."""
+    several, named = list(several), {}
+    taken = {records.policy for records in several}
+    for records in several:
+        name, number = records.policy, 1
+        while name in named or (number > 1 and name in taken):
+            number += 1
+            name = f"{records.policy} ({number})"
+        named[name] = records
+    return named
 
 
 def trailing_mean(success: np.ndarray, window: int) -> np.ndarray:
@@ -185,7 +199,7 @@ def _show_epsilon(ax: Axes, strip: Axes, epsilon: np.ndarray) -> None:
                  extent=(-0.5, len(epsilon) - 0.5, 0, 1))  # fmt: skip
     values, starts = _steps(epsilon)
     for value, (first, last) in zip(values, starts, strict=True):
-        text = f"{value:.2g}".replace("0.", ".")
+        text = without_leading_zero(f"{value:.2g}")
         strip.text((first + last) / 2, 0.45, text, ha="center", va="center", fontsize=7.5, color=INK)
     strip.set_yticks([])
     strip.set_ylabel("ε", rotation=0, ha="right", va="center")

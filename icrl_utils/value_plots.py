@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -42,9 +43,10 @@ def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8
     ways = list(dict.fromkeys(way for costs in tokens.values() for way in costs))
     figure, axes = new_figure(8.4, 0.5 + 0.3 * len(tokens) * len(ways))
     ax = axes[0, 0]
-    for i, (way, color) in enumerate(zip(ways, (BLUE, ORANGE, GREY), strict=False)):
-        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * 0.26
-        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.22, color=color, label=way)
+    share = min(0.26, 0.78 / len(ways))  # of the height of a player
+    for i, (way, color) in enumerate(zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False)):
+        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * share
+        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.85 * share, color=color, label=way)
         label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
         ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
@@ -176,10 +178,10 @@ def plot_training_log(logs: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
     there = {column for column, value in cells if value not in ("", None)}
     panels = {name: [c for c in columns if c in there] for name, columns in _PANELS.items() if there & set(columns)}
     figure, axes = new_figure(min(10, 3.6 * len(panels) + 0.4), 3.0, 1, len(panels))
-    styles = ("-", "--", ":")
+    styles = ("-", "--", ":", "-.")
     names = _NAMES | {"loss": "next observation"} if "loss_of_moves" in there else _NAMES
     for ax, (name, columns) in zip(axes[0], panels.items(), strict=True):
-        for i, (style, (run, rows)) in enumerate(zip(styles, runs.items(), strict=False)):
+        for i, (style, (run, rows)) in enumerate(zip(cycle(styles), runs.items(), strict=False)):
             for color, column in zip((BLUE, ORANGE, GREEN, PINK), columns, strict=False):
                 if len(columns) == 1 and run:  # then colours tell the runs apart
                     style, color = "-", color_of(run, i)

@@ -7,8 +7,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from icrl_utils import __main__, bench_real
 from icrl_utils.bench_real import Workload
+from icrl_utils.configs import PAPER_RECIPE, TrainConfig, train_options
 from icrl_utils.history import HistoryFormat
 from icrl_utils.lake import PAPER_IN_DISTRIBUTION
+from icrl_utils.memory import SHAPES
 from icrl_utils.models import ONLINE, adapter_parameters, add_adapters
 from icrl_utils.profiles import PROFILES
 from icrl_utils.qvalues import QNetwork, QReadout
@@ -55,6 +57,26 @@ def test_paper_loss_is_ours_where_its_maximum_falls_on_an_action():
         results.append((loss.detach(), gradient))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     assert results[0][1].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", [profile.name for profile in PROFILES.values() if profile.device == "gpu"])
+def test_a_gpu_profile_is_measured_at_the_shape_that_it_trains(name):
+    trained = TrainConfig(**train_options(PROFILES[name]))
+    workload, device = bench_real.workload_and_device(PROFILES[name])
+    assert workload.config is SHAPES[trained.base] and device.type == "cuda"
+    assert (workload.slices, workload.slice_tokens) == (trained.slices, trained.slice_tokens)
+
+
+def test_the_papers_micro_batch_is_half_a_step():
+    full, t4 = (bench_real.workload_and_device(PROFILES[name])[0] for name in ("full", "t4"))
+    assert (full.shape, full.slices, full.slices_at_once) == ("Llama-3.1-8B-Instruct", 10, 5)
+    assert full.slices_at_once * full.slice_tokens == PAPER_RECIPE["micro_tokens"]
+    assert (t4.shape, t4.slices, t4.slices_at_once) == ("SmolLM2-360M-Instruct", 2, 1)
+
+
+@pytest.mark.parametrize("profile", [None, PROFILES["smoke"], PROFILES["cpu"]])
+def test_without_a_gpu_the_small_twin_is_measured(profile):
+    assert bench_real.workload_and_device(profile) == (bench_real.SMALL, torch.device("cpu"))
 
 
 @pytest.fixture

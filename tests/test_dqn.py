@@ -129,7 +129,7 @@ def test_polyak_reaches_the_online_network_in_float32(alpha):
 
 
 def test_polyak_in_bfloat16_stalls_at_alpha_001():
-    """The paper's flaw 3: next to 1 the numbers of bfloat16 are 1/128 apart, and a step of .01 x .3 is rounded away."""
+    """As in the paper, whose target is bfloat16: near 1 its numbers are 1/128 apart, and a step of .01 x .3 is lost."""
     target, online = [torch.ones(1, dtype=torch.bfloat16)], [torch.full((1,), 1.3, dtype=torch.bfloat16)]
     for _ in range(1000):
         polyak_update(target, online, 0.01)

@@ -174,7 +174,7 @@ def test_muon_gets_the_matrices_inside_and_adamw_the_rest():
 
 @pytest.mark.parametrize(("adapter", "decay"), [("lora", 0.1), ("ia3", 0.0)])
 def test_adamw_decays_matrices_and_no_ia3_scale(adapter, decay):
-    """Decay pulls to 0, which is LoRA's start and far from IA3's 1: the paper's flaw 8."""
+    """Decay pulls to 0, which is LoRA's start and far from IA3's 1: the paper's recipe decays IA3's factors, too."""
     model = add_adapters(new_tiny_llama(HISTORY.vocab_size, HISTORY.action_ids, 16, 1, 2), adapter, rank=2)
     online = {name for name, p in model.named_parameters() if p.requires_grad}
     assert groups(model, "adamw") == dict.fromkeys(online, ("AdamW", 0.02, decay))

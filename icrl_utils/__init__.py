@@ -1,50 +1,42 @@
 """In-context reinforcement learning with a small Llama: the tools of the course.
 
-The names below load on first use, so that ``python -m icrl_utils --help`` does not wait for torch.
+One folder a lesson, in this order: lake, history, play, llama, dqn, training, evaluation; plots, course and tools stand
+beside them. The names below load on first use, so that ``python -m icrl_utils --help`` does not wait for torch.
 """
 
 import importlib
 import logging
-import sys
-import types
+import os
 import warnings
+from typing import Any
 
 __version__ = "0.1.0"
 
+# Threads that have nothing to do sleep instead of spinning. On a machine with other busy processes (a browser, a second
+# kernel) spinning makes every step wait for the slowest core: measured, 14 times slower. Must stand before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # On import bitsandbytes advises to install `kernels`, which would load code from a hub: not wanted, and not needed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # peft asks transformers for an attribute by its old name: nothing that a reader could mend.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 _HOME = {
-    "FrozenLakeVectorEnv": "lake",
-    "LakeMap": "lake",
-    "MapDistribution": "lake",
-    "development_maps": "lake",
-    "held_out_maps": "lake",
-    "HistoryFormat": "history",
-    "load_agent": "rollout",
-    "rollout": "rollout",
+    "FrozenLakeVectorEnv": "lake.env",
+    "LakeMap": "lake.maps",
+    "MapDistribution": "lake.maps",
+    "development_maps": "lake.held_out",
+    "held_out_maps": "lake.held_out",
+    "HistoryFormat": "history.format",
+    "load_agent": "llama.agent",
+    "rollout": "play.rollout",
     "get_profile": "profiles",
 }
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _Package(types.ModuleType):
-    """Keeps ``icrl_utils.rollout`` the function: importing the module of that name would hide it otherwise."""
-
-    def __setattr__(self, name, value):
-        if name == "rollout" and isinstance(value, types.ModuleType):
-            value = value.rollout
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""``python -m icrl_utils``: doctor, pretrain, train, evaluate, bench, course, lab.
+"""``python -m icrl_utils``: doctor, pretrain, train, evaluate, bench, course, lab, remake.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from icrl_utils.profiles import PROFILES, ROOT, get_profile
+from icrl_utils.paths import ROOT
+from icrl_utils.profiles import PROFILES, get_profile
 
 
 def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:
@@ -66,14 +67,14 @@ def make_config(config_class: type, given: Mapping[str, Any], defaults: Mapping[
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
-    from icrl_utils import training
+    from icrl_utils.training import configs, pretraining
 
-    config = make_config(training.PretrainConfig, vars(args), get_profile(args.profile).training)
-    print(f"Pretrained model: {training.pretrain(config, resume=args.resume)}")
+    config = make_config(configs.PretrainConfig, vars(args), get_profile(args.profile).training)
+    print(f"Pretrained model: {pretraining.pretrain(config, resume=args.resume)}")
 
 
 def run_train(args: argparse.Namespace) -> None:
-    from icrl_utils import configs, training
+    from icrl_utils.training import configs, training
 
     options = configs.train_options(get_profile(args.profile), args.recipe)
     config = make_config(configs.TrainConfig, vars(args), options)
@@ -81,16 +82,29 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from icrl_utils import experiments, figures
+    from icrl_utils.evaluation import experiments
 
     profile = get_profile(args.profile)
-    figures.draw(experiments.run_experiment(args.experiment, profile=profile, seed=args.seed, write=args.write))
+    experiments.draw(experiments.run_experiment(args.experiment, profile=profile, seed=args.seed, write=args.write))
+
+
+def run_remake(args: argparse.Namespace) -> None:
+    from icrl_utils.evaluation import experiments
+    from icrl_utils.lake import held_out
+    from icrl_utils.tools import pictures
+
+    remake = {
+        "held-out-maps": held_out.make_held_out_file,
+        "figures": experiments.draw_shipped,
+        "pictures": pictures.draw_all,
+    }
+    remake[args.asset]()
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    from icrl_utils import bench, bench_real
+    from icrl_utils.tools import bench, bench_llama
 
-    calls = (vars(bench) | vars(bench_real)).items()
+    calls = (vars(bench) | vars(bench_llama)).items()
     known = {name.removeprefix("bench_").replace("_", "-"): f for name, f in calls if name.startswith("bench_")}
     names = list(known) if args.benchmark == "all" else [args.benchmark]
     if not set(names) <= set(known):
@@ -100,15 +114,15 @@ def run_bench(args: argparse.Namespace) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> None:
-    from icrl_utils import doctor
+    from icrl_utils.course import doctor
 
     print(doctor.report(args.profile))
 
 
 def run_course(args: argparse.Namespace) -> None:
-    from icrl_utils import notebooks
+    from icrl_utils.tools import build_notebooks
 
-    notebooks.run_course(get_profile(args.profile), only=args.only, write=args.write)
+    build_notebooks.run_course(get_profile(args.profile), only=args.only, write=args.write)
 
 
 def run_lab(args: argparse.Namespace) -> None:
@@ -127,14 +141,15 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m icrl_utils", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, call, text: str) -> argparse.ArgumentParser:
+    def add(name: str, call, text: str, draws: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}; default: $ICRL_PROFILE, else cpu")
-        sub.add_argument("--seed", type=int, default=0, help="seed of every random draw; default 0")
+        if draws:
+            sub.add_argument("--seed", type=int, default=0, help="seed of every random draw; default 0")
         sub.set_defaults(call=call)
         return sub
 
-    add("doctor", run_doctor, "versions, device, memory and assets: put its output into bug reports")
+    add("doctor", run_doctor, "versions, device, memory and assets: put its output into bug reports", draws=False)
     pretrain = add("pretrain", run_pretrain, "pretrain the tiny Llama, or one of another size, on random play")
     train = add("train", run_train, "train an adapter by double DQN")
     train.add_argument(
@@ -146,19 +161,21 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     for sub in (pretrain, train):
         sub.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     if command in ("pretrain", "train"):
-        from icrl_utils import training
+        from icrl_utils.training import configs
 
-        add_config_options(pretrain, training.PretrainConfig)
-        add_config_options(train, training.TrainConfig)
+        add_config_options(pretrain, configs.PretrainConfig)
+        add_config_options(train, configs.TrainConfig)
     evaluate = add("evaluate", run_evaluate, "run an experiment; records and figure go to build/")
     evaluate.add_argument("experiment", help="for example in_distribution; an unknown name lists all")
     evaluate.add_argument("--write", action="store_true", help="renew the committed ones in assets/ instead of build/")
     bench = add("bench", run_bench, "measure speed and memory, each against its alternative in the same run")
     bench.add_argument("benchmark", nargs="?", default="all", help="for example env; default: all")
-    course = add("course", run_course, "execute the notebooks; results in build/notebooks/")
+    course = add("course", run_course, "execute the notebooks; results in build/notebooks/", draws=False)
     course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04; default: all")
     course.add_argument("--write", action="store_true", help="also renew the committed notebooks/*.ipynb")
-    add("lab", run_lab, "open JupyterLab on the first notebook")
+    add("lab", run_lab, "open JupyterLab on the first notebook", draws=False)
+    remake = add("remake", run_remake, "make shipped files anew that need no training and no playing", draws=False)
+    remake.add_argument("asset", choices=("held-out-maps", "figures", "pictures"))
     return parser
 
 
@@ -179,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _raised_by_us(error: BaseException) -> bool:
     """Whether the ``raise`` stands in this package, and not in a library that it called."""
     *_, last = traceback.walk_tb(error.__traceback__)
-    return Path(last[0].f_code.co_filename).parent == Path(__file__).parent
+    return Path(__file__).parent in Path(last[0].f_code.co_filename).parents
 
 
 if __name__ == "__main__":

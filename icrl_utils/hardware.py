@@ -93,3 +93,44 @@ def device_name(device: torch.device) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def existing_device(device: str | torch.device | None) -> torch.device:
+    """``device``, or by default the GPU where there is one. Raises ValueError where it is neither a GPU that torch
+    sees nor the CPU."""
+    gpus = torch.cuda.device_count()
+    try:
+        found = torch.device(device or ("cuda" if gpus else "cpu"))
+    except RuntimeError:
+        found = None
+    if found and (found.type == "cpu" or found.type == "cuda" and (found.index or 0) < gpus):
+        return found
+    raise ValueError(
+        f"device={str(device)!r} is not here: torch sees the CPU and {gpus} CUDA GPUs; leave device out, or pass 'cpu'."
+    )
+
+
+def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
+    """``dtype``, or by default what ``device`` multiplies fast: bfloat16 from Ampere on, float16 on older cards such
+    as the T4 (which emulates bfloat16 and calls that supported), float32 on a CPU.
+
+    Raises ValueError for a dtype that ``device`` does not have.
+    """
+    cpu = device.type == "cpu"
+    if dtype is None:
+        return DTYPES[resolve_precision("auto", cpu)]
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"dtype={dtype!r} cannot be computed in; choose one of {', '.join(map(str, DTYPES.values()))}."
+        )
+    if dtype == torch.float16 and cpu:
+        raise ValueError("dtype=torch.float16 needs a CUDA GPU; leave dtype out, or pass torch.float32.")
+    if dtype == torch.bfloat16 and not cpu and not has_ampere(device):
+        raise ValueError(
+            f"dtype=torch.bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16 in hardware and would emulate "
+            "it slowly; leave dtype out, or pass torch.float16."
+        )
+    return dtype

@@ -7,11 +7,8 @@ one GPU. The choice is made by ``--profile`` or the environment variable ``ICRL_
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "assets"
-BUILD = ROOT / "build"
+from icrl_utils.paths import ASSETS
 
 
 @dataclass(frozen=True)

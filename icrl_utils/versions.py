@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from icrl_utils import __version__
-from icrl_utils.profiles import ROOT
+from icrl_utils.paths import ROOT
 
 LOADED_BY_COLAB = ("torch", "numpy")  # never exchanged there
 ONLY_LOCAL = {"jupyterlab", "jupytext", "nbclient", "nbformat", "ipykernel"}  # Colab has its own notebook front end

@@ -17,6 +17,6 @@ settings.load_profile("course")
 @pytest.fixture(scope="session")
 def llama3_folder(tmp_path_factory) -> Path:
     """A small random checkpoint that is saved as Llama 3 is: bfloat16, grouped heads, scaled RoPE, byte-level BPE."""
-    from icrl_utils.real_llama import save_small_llama
+    from icrl_utils.llama.load import save_small_llama
 
     return save_small_llama(tmp_path_factory.mktemp("llama3"))

@@ -28,9 +28,9 @@ def import_all() -> None:
 
 def main() -> None:
     import_all()
-    from icrl_utils.configs import TrainConfig
-    from icrl_utils.real_llama import save_small_llama
-    from icrl_utils.training import train
+    from icrl_utils.llama.load import save_small_llama
+    from icrl_utils.training.configs import TrainConfig
+    from icrl_utils.training.training import train
 
     records = rollout(
         load_agent("assets/adapters/dqn", device="cpu"), development_maps("in_distribution", 4), "greedy", 3

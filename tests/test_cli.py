@@ -10,10 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import icrl_utils
-from icrl_utils import versions
+from icrl_utils import paths, versions
 from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
-from icrl_utils.notebooks import setup_cell
 from icrl_utils.profiles import PROFILES, get_profile
+from icrl_utils.tools.build_notebooks import setup_cell
 
 COMMANDS = ("doctor", "pretrain", "train", "evaluate", "bench", "course", "lab")
 
@@ -52,7 +52,7 @@ def test_an_option_beats_the_profile_and_the_profile_beats_the_default():
 
 
 def test_profiles_change_only_fields_that_a_config_has():
-    from icrl_utils.training import PretrainConfig, TrainConfig
+    from icrl_utils.training.configs import PretrainConfig, TrainConfig
 
     known = {field.name for cls in (PretrainConfig, TrainConfig) for field in dataclasses.fields(cls)}
     for profile in PROFILES.values():
@@ -119,7 +119,7 @@ def test_unknown_benchmark_and_experiment_list_the_known_ones(capsys):
 
 
 def test_errors_of_libraries_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("icrl_utils.doctor.report", lambda profile: int("no number"))
+    monkeypatch.setattr("icrl_utils.course.doctor.report", lambda profile: int("no number"))
     with pytest.raises(ValueError, match="no number"):
         main(["doctor"])
 
@@ -190,12 +190,12 @@ def test_set_up_elsewhere_installs_nothing_and_names_the_command(monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(versions, "_pip", lambda *arguments: pytest.fail("set_up must not install outside Colab"))
     versions.set_up()
-    assert (versions.ROOT / "requirements.txt").samefile("requirements.txt")  # the current directory is the repository
+    assert (paths.ROOT / "requirements.txt").samefile("requirements.txt")  # the current directory is the repository
     assert "! " not in capsys.readouterr().out
     monkeypatch.setattr(versions, "installed_version", lambda name: "99")
     versions.set_up()  # newer than tested: it says so, and goes on
     said = capsys.readouterr().out.splitlines()
-    assert f"icrl_utils {icrl_utils.__version__} in {versions.ROOT}" in said
+    assert f"icrl_utils {icrl_utils.__version__} in {paths.ROOT}" in said
     for requirement in versions.requirements():
         assert any(line.startswith(f"! {requirement.name} 99 is newer than tested") for line in said)
     monkeypatch.setattr(versions, "installed_version", lambda name: None if name == "gymnasium" else "0.1")
@@ -207,8 +207,8 @@ def test_set_up_elsewhere_installs_nothing_and_names_the_command(monkeypatch, tm
 
 def test_the_set_up_cell_runs_the_code_of_the_repository_around_it(tmp_path):
     """Also where another checkout is installed, as this one is here, and after the folder was renamed."""
-    shutil.copytree(versions.ROOT / "icrl_utils", tmp_path / "icrl_utils")
-    shutil.copy(versions.ROOT / "requirements.txt", tmp_path)
+    shutil.copytree(paths.ROOT / "icrl_utils", tmp_path / "icrl_utils")
+    shutil.copy(paths.ROOT / "requirements.txt", tmp_path)
     notebooks_folder = tmp_path / "build" / "notebooks"
     notebooks_folder.mkdir(parents=True)
     for folder in (tmp_path, notebooks_folder):
@@ -218,6 +218,6 @@ def test_the_set_up_cell_runs_the_code_of_the_repository_around_it(tmp_path):
 
 
 def test_a_copy_without_the_repository_says_what_it_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="a copy without the files of the course.*--editable ."):
         versions.set_up()

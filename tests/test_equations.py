@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_utils.baselines import RandomPolicy
-from icrl_utils.dqn import polyak_update, td_loss, td_targets
-from icrl_utils.history import RESET, Episode, HistoryFormat
-from icrl_utils.lake import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS, development_maps
-from icrl_utils.models import ONLINE, adapter_parameters, add_adapters, new_tiny_llama
-from icrl_utils.notebooks import sources
-from icrl_utils.policy import Choice
-from icrl_utils.qvalues import QNetwork, QReadout, backbone
-from icrl_utils.replay import RANDOM_PLAY, ReplayBuffer, collect, make_batch
-from icrl_utils.rollout import Agent, Step, rollout
-from icrl_utils.runs import learning_rate_factor
+from icrl_utils.dqn.dqn import moves_that_led_nowhere, polyak_update, td_loss, td_targets
+from icrl_utils.dqn.replay import ReplayBuffer, make_batch
+from icrl_utils.history.episodes import RESET, Episode
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.history.tokenizers import make_paper_tokenizer
+from icrl_utils.lake.held_out import development_maps
+from icrl_utils.lake.maps import ACTIONS, PAPER_IN_DISTRIBUTION, PRETRAINING_MAPS
+from icrl_utils.llama.adapters import ONLINE, adapter_parameters, add_adapters, backbone
+from icrl_utils.llama.agent import Agent
+from icrl_utils.llama.load import new_tiny_llama
+from icrl_utils.llama.readout import QNetwork, QReadout
+from icrl_utils.play.baselines import RandomPolicy
+from icrl_utils.play.collect import RANDOM_PLAY, collect
+from icrl_utils.play.policy import Choice, Step
+from icrl_utils.play.rollout import rollout
 from icrl_utils.statistics import interval
-from icrl_utils.tokenizers import make_paper_tokenizer
-from icrl_utils.training import TrainConfig, moves_that_led_nowhere
+from icrl_utils.tools.build_notebooks import sources
+from icrl_utils.training.configs import TrainConfig
+from icrl_utils.training.runs import learning_rate_factor
 
 COMPACT = HistoryFormat("compact")
 PAPER_TOKENIZER = make_paper_tokenizer()

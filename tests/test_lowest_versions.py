@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from icrl_utils.profiles import ROOT
+from icrl_utils.paths import ROOT
 from icrl_utils.versions import requirements
 
 SCRIPT = Path(__file__).with_name("every_library.py")

@@ -11,7 +11,8 @@ import jupytext
 import nbformat
 import pytest
 
-from icrl_utils.notebooks import (
+from icrl_utils.profiles import PROFILES
+from icrl_utils.tools.build_notebooks import (
     NOTEBOOKS,
     build,
     clean,
@@ -21,7 +22,6 @@ from icrl_utils.notebooks import (
     sources,
     write_notebook,
 )
-from icrl_utils.profiles import PROFILES
 
 SMOKE = PROFILES["smoke"]
 CARD = {  # row of the card -> what must stand in it
@@ -146,7 +146,7 @@ def test_code_that_a_notebook_shows_as_the_packages_is_the_packages(number):
 def test_tests_that_a_notebook_names_exist(number):
     prose = "\n".join(cell.source for cell in source_cells(number) if cell.cell_type == "markdown")
     named = re.findall(r"`(test_\w+)`", prose)
-    ours = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    ours = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     assert named and all(f"def {name}(" in ours for name in named)
 
 
@@ -227,6 +227,6 @@ def test_execution_runs_in_the_repository_in_the_profile_and_leaves_no_trace_of_
 
 def test_badge_is_hidden_until_the_repository_has_an_address(monkeypatch):
     assert colab_badge("00_start_here") == ""
-    monkeypatch.setattr("icrl_utils.notebooks.REPOSITORY_URL", "https://github.com/someone/course")
+    monkeypatch.setattr("icrl_utils.tools.build_notebooks.REPOSITORY_URL", "https://github.com/someone/course")
     assert "/github/someone/course/blob/v" in colab_badge("00_start_here")
     assert "https://github.com/someone/course course" in setup_cell()

@@ -17,9 +17,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import icrl_utils
-from icrl_utils import experiments, notebooks, training
 from icrl_utils.__main__ import build_parser, make_config
-from icrl_utils.profiles import PROFILES, ROOT
+from icrl_utils.evaluation import experiments
+from icrl_utils.paths import ROOT
+from icrl_utils.profiles import PROFILES
+from icrl_utils.tools import build_notebooks
+from icrl_utils.training import configs
 from icrl_utils.versions import requirements
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,9 +84,11 @@ def test_the_figures_in_the_readme_are_those_of_the_shipped_records(column, expe
 def test_the_lesson_table_says_what_the_cards_say():
     row = r"^\| \[.*?\]\(notebooks/(\w+).ipynb\) \|.*\| (\d+ minutes) \| (\d+ minutes) \| (.*) \|$"
     rows = re.findall(row, README, flags=re.MULTILINE)
-    assert [name for name, *_ in rows] == [source.stem for source in notebooks.sources()]
+    assert [name for name, *_ in rows] == [source.stem for source in build_notebooks.sources()]
     for name, reading, exercises, execution in rows:
-        card = "\n".join(cell.source for cell in notebooks.build(notebooks.SOURCES / f"{name}.py").cells[:2])
+        card = "\n".join(
+            cell.source for cell in build_notebooks.build(build_notebooks.SOURCES / f"{name}.py").cells[:2]
+        )
         assert f"| **Reading** | {reading} |" in card and f"| **Exercises** | {exercises} |" in card, name
         assert f"cpu {execution} " in card, name
 
@@ -177,7 +182,7 @@ def test_the_commands_install_the_lock():
 
 def test_one_version_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == icrl_utils.__version__ == notebooks.RELEASE.removeprefix("v")
+    assert project["version"] == icrl_utils.__version__ == build_notebooks.RELEASE.removeprefix("v")
 
 
 def test_public_names_load_and_stay_what_they_are():
@@ -207,7 +212,7 @@ def test_the_command_in_run_json_has_the_config_of_the_run(run):
     facts = json.loads(run.read_text(encoding="utf-8"))
     argv = shlex.split(facts["command"].removeprefix("python -m icrl_utils "))
     args = build_parser(argv[0]).parse_args(argv)
-    config_class = {"pretrain": training.PretrainConfig, "train": training.TrainConfig}[args.command]
+    config_class = {"pretrain": configs.PretrainConfig, "train": configs.TrainConfig}[args.command]
     config = dataclasses.asdict(make_config(config_class, vars(args), PROFILES["cpu"].training))
     decided = {name: value for name, value in facts["config"].items() if config[name] != "auto"}  # by the machine
     assert {name: config[name] for name in decided} == decided

@@ -28,7 +28,8 @@
 # your attention; put the whole output into a bug report. What you see on the web page is the machine that made it.
 
 # %%
-from icrl_utils import doctor, get_profile
+from icrl_utils import get_profile
+from icrl_utils.course import doctor
 
 profile = get_profile()  # smoke, cpu, t4 or full: how much is computed, set by ICRL_PROFILE
 print(doctor.report())
@@ -42,7 +43,7 @@ print(doctor.report())
 
 # %%
 from icrl_utils import held_out_maps
-from icrl_utils.plots import plot_lake
+from icrl_utils.plots.lakes import plot_lake
 
 lake = held_out_maps("in_distribution")[430]
 plot_lake(lake, title=f"The lake as it is: {lake.optimal_steps(8)} moves from S to the goal")
@@ -64,7 +65,7 @@ plot_lake(lake, known={8}, title="The lake as the player knows it at first")
 
 # %%
 from icrl_utils import rollout
-from icrl_utils.baselines import RandomPolicy
+from icrl_utils.play.baselines import RandomPolicy
 
 luck = rollout(RandomPolicy(), [lake] * 300, schedule="greedy", episodes=10, seed=0)
 outcome = {name: (luck.outcome == code).mean() for code, name in ((1, "goal"), (2, "hole"), (3, "limit"))}
@@ -131,14 +132,14 @@ print("goals in the last ten episodes of each try:", goals.tolist())
 # read in the end, and three of its thirty episodes, with the tiles that it had visited by then.
 
 # %%
-from icrl_utils.history import HistoryFormat
+from icrl_utils.history.format import HistoryFormat
 
 episodes = tries.episodes(median)
 text = HistoryFormat("compact").render(episodes)
 print(f"{len(episodes)} episodes are {len(text.split())} words of history. They begin:\n{text[:230]} ...")
 
 # %%
-from icrl_utils.plots import plot_trajectories
+from icrl_utils.plots.lakes import plot_trajectories
 
 chosen = {"early: episode 0": 0, "middle: episode 12": 12, "late: episode 29": 29}
 paths = {title: episodes[i] for title, i in chosen.items()}
@@ -162,7 +163,7 @@ print(f"{sum(tensor.numel() for tensor in weights_before.values()):,} weights, n
 # on tile 9 again. What does it think of its four moves, with and without that memory?
 
 # %%
-from icrl_utils.plots import plot_q_bars
+from icrl_utils.plots.values import plot_q_bars
 
 after_a_death = "8 right 9 down hole reset 8 right 9"
 q = {"no memory: “9”": agent.q_values("9"), "after the death: “8 right 9 down hole …”": agent.q_values(after_a_death)}
@@ -187,7 +188,7 @@ print(f"Q(down on tile 9) changes by {change:+.3f} when the history tells of the
 # ten.
 
 # %%
-from icrl_utils.plots import plot_learning_curves
+from icrl_utils.plots.curves import plot_learning_curves
 
 lakes = held_out_maps("in_distribution")[5 :: 2_000 // profile.maps]
 players = [agent, forgetful, RandomPolicy()]
@@ -207,7 +208,7 @@ plot_learning_curves(records, title="The same weights, with and without memory",
 # does that for a player who knows the map and *cannot* learn anything: the oracle, which always walks the shortest way.
 
 # %%
-from icrl_utils.baselines import OraclePolicy
+from icrl_utils.play.baselines import OraclePolicy
 
 oracle = rollout(OraclePolicy(), held_out_maps("in_distribution")[:200], schedule="paper", seed=0)
 first, last = oracle.success[:, :2].mean(), oracle.success[:, -10:].mean()
@@ -245,7 +246,7 @@ def repeat_deaths(episodes: list) -> int:
 
 
 # %% tags=["check"]
-from icrl_utils import checks
+from icrl_utils.course import checks
 
 checks.check_repeat_deaths(repeat_deaths)
 
@@ -266,7 +267,7 @@ def repeat_deaths(episodes: list) -> int:
 # nothing is forced, a player with a perfect memory has none:
 
 # %%
-from icrl_utils.history import HOLE
+from icrl_utils.history.episodes import HOLE
 from icrl_utils.statistics import repeat_deaths as repeat_deaths_of_all
 
 for name, r in records.items():
@@ -285,7 +286,7 @@ for name, r in records.items():
 # appears when you have played it. Can you do better than 0.8 million weights? Run the cell in Jupyter, and click.
 
 # %%
-from icrl_utils.widgets import play_against_agent
+from icrl_utils.course.widgets import play_against_agent
 
 unseen = held_out_maps("in_distribution")[327]
 game = play_against_agent(agent, unseen, schedule=[0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])

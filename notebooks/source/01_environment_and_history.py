@@ -62,8 +62,8 @@ print({kind: f"{count / 2_000:.1%}" for kind, count in kinds.items()})
 # the lakes worth playing among all lakes. `MapDistribution` does the same for thousands of maps at once.
 
 # %%
-from icrl_utils.lake import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION
-from icrl_utils.plots import plot_lakes
+from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION
+from icrl_utils.plots.lakes import plot_lakes
 
 inside, outside = PAPER_IN_DISTRIBUTION.sample(6, seed=1), PAPER_OUT_OF_DISTRIBUTION.sample(6, seed=1)
 titles = [f"3..5: {min(map(lake.optimal_steps, lake.starts))} moves" for lake in inside]
@@ -78,7 +78,7 @@ plot_lakes({f"{i + 1}.  {title}": lake for i, (title, lake) in enumerate(zip(tit
 
 # %%
 from icrl_utils import held_out_maps
-from icrl_utils.replay import RANDOM_PLAY, collect
+from icrl_utils.play.collect import RANDOM_PLAY, collect
 
 lake = held_out_maps("in_distribution")[430]  # our running example
 try:
@@ -118,7 +118,8 @@ print("8 right 9 down ->", dict(follow.most_common()))
 # Average the exact optimal values $Q^*(\text{tile}, a)$ over a thousand lakes and play the best entry.
 
 # %%
-from icrl_utils.lake import TRAINING_MAPS, training_maps
+from icrl_utils.lake.held_out import training_maps
+from icrl_utils.lake.maps import TRAINING_MAPS
 
 n_lakes = 50 if profile.name == "smoke" else 1_000
 total, count = np.zeros((25, 4)), np.zeros((25, 1))
@@ -130,7 +131,7 @@ mean_q = total / np.maximum(count, 1)
 
 # %%
 from icrl_utils import rollout
-from icrl_utils.baselines import OraclePolicy, RandomPolicy
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy
 from icrl_utils.statistics import interval
 
 
@@ -201,7 +202,8 @@ json_tokens = len(pieces[json.dumps(step)])
 # `reset`. That is all, two tokens a step:
 
 # %%
-from icrl_utils.history import Episode, HistoryFormat
+from icrl_utils.history.episodes import Episode
+from icrl_utils.history.format import HistoryFormat
 
 compact = HistoryFormat("compact")
 two = [Episode((8, 9, 13), (2, 1), "hole"), Episode((8, 9, 5, 6, 2, 3), (2, 3, 2, 3, 2), "goal")]
@@ -213,7 +215,7 @@ print(compact.render(two))
 # actions, three endings, `reset`. The orange triangles mark *decisions*; we come to them in a moment.
 
 # %%
-from icrl_utils.plots import plot_history_tokens
+from icrl_utils.plots.lakes import plot_history_tokens
 
 plot_history_tokens(compact.render(two), width=9.8, title="What the tiny Llama reads, with the numbers of the words")
 
@@ -238,7 +240,7 @@ except ValueError as error:
 # padding. This is what makes playing a hundred lakes at once cheap.
 
 # %%
-from icrl_utils.history import RESET
+from icrl_utils.history.episodes import RESET
 
 batch = {"action": [[RESET] * 3, [2, 3, 1], [1, 2, 1]], "tile": [[8, 0, 3], [9, 0, 7], [13, 1, 11]]}
 outcome = [[0, 0, 0], [0, 0, 0], [2, 0, 0]]  # the first player falls into a hole
@@ -252,7 +254,7 @@ for action, tile, end in zip(batch["action"], batch["tile"], outcome, strict=Tru
 # language: each observation and each action is a message. Same two episodes, same information:
 
 # %%
-from icrl_utils.tokenizers import make_paper_tokenizer
+from icrl_utils.history.tokenizers import make_paper_tokenizer
 
 tokenizer = make_paper_tokenizer()  # a small stand-in: same special tokens and costs as Llama 3's, no download
 paper = HistoryFormat("paper", tokenizer)
@@ -279,7 +281,7 @@ for name, format in (("compact", compact), ("paper", paper)):
 # cut off after 100 moves (bad agents do that). JSON is counted in the pieces of above.
 
 # %%
-from icrl_utils.plots import plot_token_costs
+from icrl_utils.plots.values import plot_token_costs
 
 lakes = held_out_maps("in_distribution")[: profile.maps]
 mean_steps = {p.name: rollout(p, lakes, "greedy", episodes=5).steps.mean() for p in (OraclePolicy(), RandomPolicy())}
@@ -344,7 +346,7 @@ def next_tile(tile: int, action: int, height: int, width: int) -> int:
 
 
 # %% tags=["check"]
-from icrl_utils import checks
+from icrl_utils.course import checks
 
 checks.check_next_tile(next_tile)
 

@@ -29,8 +29,9 @@
 import torch
 
 from icrl_utils import get_profile, held_out_maps
-from icrl_utils.history import COMPACT_WORDS, HistoryFormat
-from icrl_utils.models import load_base, parameter_count
+from icrl_utils.history.compact import COMPACT_WORDS
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.llama.load import load_base, parameter_count
 
 profile = get_profile()
 lake = held_out_maps("in_distribution")[430]
@@ -61,7 +62,7 @@ print(
 import numpy as np
 
 from icrl_utils import rollout
-from icrl_utils.baselines import RandomPolicy
+from icrl_utils.play.baselines import RandomPolicy
 
 played = rollout(RandomPolicy(), held_out_maps("in_distribution")[: profile.maps], "greedy", episodes=12, seed=0)
 texts = [history.tokenize(history.render(played.episodes(i)))[:160] for i in range(len(played.maps))]
@@ -95,7 +96,8 @@ print(f"at {len(is_action):,} decisions the likeliest token is a move in {is_act
 # that loads the checkpoint can play.
 
 # %%
-from icrl_utils.qvalues import QReadout, action_logits, backbone
+from icrl_utils.llama.adapters import backbone
+from icrl_utils.llama.readout import QReadout, action_logits
 
 action_ids = torch.from_numpy(history.action_ids)
 readout = QReadout(scale=1.0, offset=1.0)
@@ -209,7 +211,7 @@ for name, rows in (("rows of the base", W), ("nearly parallel rows", parallel)):
 
 # %%
 from icrl_utils import load_agent
-from icrl_utils.rollout import Agent
+from icrl_utils.llama.agent import Agent
 
 memory = history.render(rollout(RandomPolicy(), [lake], "greedy", episodes=8, seed=32).episodes(0))
 players = {
@@ -227,7 +229,7 @@ def q_map(player) -> np.ndarray:
 
 
 # %%
-from icrl_utils.plots import plot_q_lakes
+from icrl_utils.plots.lakes import plot_q_lakes
 
 exact = lake.optimal_values(gamma=0.6)
 plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player in players.items()}})
@@ -245,8 +247,8 @@ plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player i
 # context has already shown it:
 
 # %%
-from icrl_utils.replay import make_batch
-from icrl_utils.world_model import seen_pair_accuracy
+from icrl_utils.dqn.replay import make_batch
+from icrl_utils.training.world_model import seen_pair_accuracy
 
 accuracy, pairs = seen_pair_accuracy(base, make_batch(batch, history), action_ids)
 print(f"next observation right: {accuracy:.1%} of {pairs:,} (tile, action) pairs that the context had shown before")
@@ -296,7 +298,7 @@ def read_q(logits, position, action_ids, scale, offset):
 
 
 # %% tags=["check"]
-from icrl_utils import checks
+from icrl_utils.course import checks
 
 checks.check_read_q(read_q)
 

@@ -22,11 +22,16 @@ import copy
 import numpy as np
 import torch
 
-from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, checks, get_profile, plots
-from icrl_utils.dqn import polyak_update, td_loss, td_targets
-from icrl_utils.history import ACTIONS, GOAL, HOLE, LIMIT
-from icrl_utils.lake import DEFAULT_MAP, TRAINING_MAPS, held_out_maps, training_maps
-from icrl_utils.replay import RANDOM_PLAY, Behaviour, ReplayBuffer, collect, make_batch
+from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, get_profile
+from icrl_utils.course import checks
+from icrl_utils.dqn.dqn import polyak_update, td_loss, td_targets
+from icrl_utils.dqn.replay import ReplayBuffer, make_batch
+from icrl_utils.history.episodes import GOAL, HOLE, LIMIT
+from icrl_utils.lake.held_out import held_out_maps, training_maps
+from icrl_utils.lake.maps import ACTIONS, DEFAULT_MAP, TRAINING_MAPS
+from icrl_utils.play.collect import RANDOM_PLAY, Behaviour, collect
+from icrl_utils.plots.lakes import plot_history_tokens, plot_lake
+from icrl_utils.plots.values import plot_lines, plot_probes, plot_sets, plot_values_against_exact
 
 profile = get_profile()
 small = profile.name == "smoke"  # the same cells, fewer steps: what they show is then not to be taken seriously
@@ -41,7 +46,7 @@ small = profile.name == "smoke"  # the same cells, fewer steps: what they show i
 # %%
 lake = DEFAULT_MAP
 exact = torch.tensor(lake.optimal_values(gamma=0.9), dtype=torch.float32)
-plots.plot_lake(lake, q=exact.numpy(), title="What a perfect learner would believe: Q*")
+plot_lake(lake, q=exact.numpy(), title="What a perfect learner would believe: Q*")
 
 # %% [markdown]
 # Now learn this table from random play, with a small network that is told row and column of a tile. The obvious way is
@@ -135,7 +140,7 @@ ways = {
 ordinary = [tile for tile in range(lake.n_tiles) if tile not in lake.holes + lake.goals]
 x = np.arange(LOOK, STEPS + 1, LOOK)
 errors = {name: (((q - exact)[:, :, ordinary] ** 2).mean((2, 3)).sqrt()).numpy() for name, q in ways.items()}
-plots.plot_lines(
+plot_lines(
     {name: {"error of Q": (x, error)} for name, error in errors.items()}, log="y", columns=2,
     xlabel="gradient steps", ylabel="root mean square error of Q", reference={"largest possible return": 1.0},
     title="The same data, the same network, eight seeds (thin) and their median",
@@ -218,7 +223,7 @@ panels = {title: {} for title in titles}
 for name, play in sets.items():
     for title, share in zip(titles, by_place(play), strict=True):
         panels[title][name] = (100 * (np.arange(len(share)) + 0.5) / len(share), share)
-plots.plot_lines(panels, xlabel="% of the episodes of a set (left), % of the sets (right)",
+plot_lines(panels, xlabel="% of the episodes of a set (left), % of the sets (right)",
                  ylabel="share that reaches the goal", ylim=(0, 1.03))  # fmt: skip
 
 # %% [markdown]
@@ -292,7 +297,7 @@ panels = {}
 for name, (order, quality) in orders.items():
     slices = buffer.slices(np.arange(12), 384, np.random.default_rng(4), order, quality)
     panels[name] = [[codes[token] for token in ids.tolist() if token in codes] for ids in slices]
-plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in four ways")
+plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in four ways")
 
 # %% [markdown]
 # Rows differ in length because a bad player's episodes cost more tokens: more failures, fewer episodes.
@@ -317,13 +322,13 @@ plots.plot_sets(panels, title="Twelve sets, cut into slices of 384 tokens in fou
 # $$y_d = r_d + \gamma\,(1 - e_d)\;Q_{\text{target}}\bigl(d{+}1,\ a^\star\bigr),\qquad
 #   a^\star = \arg\max_a Q_{\text{online}}(d{+}1, a)$$
 #
-# (code: `icrl_utils.dqn.td_targets`; compared with this equation, one decision at a time, by `test_03_td_targets`). The
+# (code: `dqn.td_targets`; compared with this equation, one decision at a time, by `test_03_td_targets`). The
 # next decision of the row is the successor, *unless* the episode ended: then the next decision belongs to another
 # episode, which the action did not cause.
 
 # %%
 text = "8 right 9 down hole reset 8 right 9 right 10 left"
-plots.plot_history_tokens(text, title="Five decisions: one death, then another try")
+plot_history_tokens(text, title="Five decisions: one death, then another try")
 
 # %% [markdown]
 # Let us invent the values of both networks and do the arithmetic with pencil and paper.
@@ -495,7 +500,7 @@ for k in candidates:
     surplus["one network"].append(chooser.max(-1).mean() - 0.5)
     surplus["two networks"].append(np.take_along_axis(other, chooser.argmax(-1)[:, None], -1).mean() - 0.5)
 lines = {name: (candidates, values) for name, values in surplus.items()}
-plots.plot_lines({"": lines}, log="x", xlabel="candidates for the maximum (all worth the same; each known up to 0.1)",
+plot_lines({"": lines}, log="x", xlabel="candidates for the maximum (all worth the same; each known up to 0.1)",
                  ylabel="too much", title="How much too large is the maximum?")  # fmt: skip
 
 # %% [markdown]
@@ -524,7 +529,7 @@ for step in random_play(FrozenLakeVectorEnv([puddle] * ROWS, slippery=True), ROU
 
 # %%
 lines = {name: (np.arange(0, ROUNDS, 50), values[::50]) for name, values in beliefs.items()}
-plots.plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the start", reference={"exact": truth},
+plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the start", reference={"exact": truth},
                  title=f"A slippery lake of six tiles: mean belief of {ROWS} tables")  # fmt: skip
 
 # %% [markdown]
@@ -542,8 +547,9 @@ plots.plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the star
 # 04), so the copy has to hold the adapter only: two adapters, `ONLINE` and `TARGET`, on one base.
 
 # %%
-from icrl_utils.models import ONLINE, TARGET, adapter_parameters, add_adapters, load_base, target_network
-from icrl_utils.qvalues import QNetwork, QReadout
+from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, add_adapters, target_network
+from icrl_utils.llama.load import load_base
+from icrl_utils.llama.readout import QNetwork, QReadout
 
 model = add_adapters(load_base(profile.base_path), kind="lora", rank=32)
 net = QNetwork(model, history.action_ids, QReadout())
@@ -586,7 +592,7 @@ print("afterwards online again:     ", not torch.equal(net(batch.ids, batch.posi
 #
 # $$\bar\theta \leftarrow (1 - \alpha)\,\bar\theta + \alpha\,\theta$$
 #
-# (code: `icrl_utils.dqn.polyak_update`, test `test_03_polyak`). After $n$ steps the weight of what it was at first is
+# (code: `dqn.polyak_update`, test `test_03_polyak`). After $n$ steps the weight of what it was at first is
 # $(1 - \alpha)^n$: with $\alpha = 0.1$ half of it is forgotten after 7 steps, with $\alpha = 0.01$ after 69.
 #
 # The paper compares these two and finds $\alpha = 0.01$ worse. But its target adapter is kept in **bfloat16**, which
@@ -610,7 +616,7 @@ def follow(alpha, dtype, start, goal):
 # %%
 panels = {f"α = {alpha}": {str(dtype).removeprefix("torch."): (steps, follow(alpha, dtype, 1.0, 1.2))
                             for dtype in (torch.float32, torch.bfloat16)} for alpha in (0.1, 0.01)}  # fmt: skip
-plots.plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", reference={"online parameter": 1.2},
+plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", reference={"online parameter": 1.2},
                  title="In bfloat16 the target stops early, or never leaves")  # fmt: skip
 
 # %% [markdown]
@@ -649,7 +655,7 @@ for name, start in (("IA3, starts at 1", 1.0), ("LoRA's B, starts at 0", 0.0)):
 
 
 # %%
-from icrl_utils.models import new_tiny_llama
+from icrl_utils.llama.load import new_tiny_llama
 
 
 def small_llama(seed=0, hidden=32):
@@ -743,7 +749,7 @@ for name, (texts, question, wanted) in probes.items():
     learned = q_at_end(dqn(small_llama(), lambda _: good, count), question)[2]  # noqa: B023
     broken = q_at_end(dqn(small_llama(), lambda _: bad, count, **options), question.split("reset ")[-1])[2]  # noqa: B023
     rows.append({"probe": name, "wanted": wanted, "learned": float(learned), "broken": float(broken), "damage": damage})
-plots.plot_probes(rows, title="Value of “right”: a ladder of five probes")
+plot_probes(rows, title="Value of “right”: a ladder of five probes")
 
 # %% [markdown]
 # Climb in this order when something does not learn: the lowest rung that fails names the broken part. The package's own
@@ -771,7 +777,7 @@ def batch_and_look(step):
 
 
 dqn(net, batch_and_look, LOOKS[-1] + 1, lr=5e-3)
-plots.plot_values_against_exact(stages, exact[ordinary].numpy(), title="One lake, a one-layer Llama, random play only")
+plot_values_against_exact(stages, exact[ordinary].numpy(), title="One lake, a one-layer Llama, random play only")
 
 # %% [markdown]
 # The points settle on the diagonal. So tokens, decisions, targets, loss, read-out and target network work together, and
@@ -781,7 +787,7 @@ plots.plot_values_against_exact(stages, exact[ordinary].numpy(), title="One lake
 # %%
 table = np.full((lake.n_tiles, 4), np.nan)
 table[ordinary] = list(stages.values())[-1]
-plots.plot_lake(lake, q=table, title="Learned from random play; compare with the first figure")
+plot_lake(lake, q=table, title="Learned from random play; compare with the first figure")
 
 # %% [markdown]
 # ### Exercise 3 · How slow is a slow copy? (easy, 10 minutes)

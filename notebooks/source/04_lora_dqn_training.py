@@ -25,11 +25,15 @@ import shutil
 import numpy as np
 import torch
 
-from icrl_utils import HistoryFormat, checks, development_maps, dqn, get_profile, load_agent, plots, rollout
-from icrl_utils.baselines import RandomPolicy
-from icrl_utils.history import GOAL, HOLE, LIMIT
-from icrl_utils.profiles import ASSETS, BUILD, PROFILES
-from icrl_utils.rollout import Agent
+from icrl_utils import HistoryFormat, development_maps, get_profile, load_agent, rollout
+from icrl_utils.course import checks
+from icrl_utils.history.episodes import GOAL, HOLE, LIMIT
+from icrl_utils.llama.agent import Agent
+from icrl_utils.paths import ASSETS, BUILD
+from icrl_utils.play.baselines import RandomPolicy
+from icrl_utils.plots.curves import plot_learning_curves
+from icrl_utils.plots.values import plot_calibration, plot_lines, plot_training_log
+from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import interval
 
 # %%
@@ -50,7 +54,7 @@ history = HistoryFormat("compact")
 #
 # Why the second question? Q is read *before* the move, for four moves at once. A base that has only ever answered the
 # first question has the knowledge, but not there where it is needed, and DQN has to move it. In our trials that took
-# 3.5 million tokens, against less than 1 million for a base that was asked both (`icrl_utils.world_model`; tests:
+# 3.5 million tokens, against less than 1 million for a base that was asked both (`training/world_model.py`; tests:
 # `tests/test_world_model.py`).
 
 
@@ -61,7 +65,8 @@ def read_log(folder, name="train_log.csv"):
 
 
 # %%
-from icrl_utils.models import add_adapters, load_base, parameter_count
+from icrl_utils.llama.adapters import add_adapters
+from icrl_utils.llama.load import load_base, parameter_count
 
 tiny = ASSETS / "tiny-llama"
 base = load_base(profile.base_path)
@@ -69,7 +74,7 @@ print(f"{parameter_count(base):,} weights, {base.config.num_hidden_layers} layer
 for stage, name in {"first": "first_stage.json", "second": "run.json"}.items():
     facts = json.loads((tiny / name).read_text())
     print(f"{stage} stage: {facts['tokens'] / 1e6:.1f} million tokens in {facts['seconds'] / 60:.0f} minutes")
-plots.plot_training_log(read_log(tiny, "first_stage_log.csv"), title="The shipped base: first stage of pretraining")
+plot_training_log(read_log(tiny, "first_stage_log.csv"), title="The shipped base: first stage of pretraining")
 
 # %% [markdown]
 # The right panel is an exam in *in-context* knowledge. On a lake that the model has never seen, after random play, it
@@ -86,9 +91,10 @@ plots.plot_training_log(read_log(tiny, "first_stage_log.csv"), title="The shippe
 # development lakes, by length:
 
 # %%
-from icrl_utils.replay import make_batch
-from icrl_utils.training import PretrainConfig, development_transcripts
-from icrl_utils.world_model import seen_pair_accuracy
+from icrl_utils.dqn.replay import make_batch
+from icrl_utils.training.configs import PretrainConfig
+from icrl_utils.training.pretraining import development_transcripts
+from icrl_utils.training.world_model import seen_pair_accuracy
 
 for tokens in (128, 256) if small else (640, 1_280, 2_560):
     exam = development_transcripts(PretrainConfig(slice_tokens=tokens), history, n=8 if small else 20_480 // tokens)
@@ -104,12 +110,12 @@ for tokens in (128, 256) if small else (640, 1_280, 2_560):
 
 # %%
 lakes, limit = development_maps("in_distribution", 64)[: profile.maps], 20 if small else 100  # moves an episode
-from icrl_utils.qvalues import QNetwork, QReadout
+from icrl_utils.llama.readout import QNetwork, QReadout
 
 readout = QReadout("sigmoid", scale=1.0, offset=1.0)
 players = {"base": Agent(base, history, readout, name="base"), "random": RandomPolicy()}
 records = {name: rollout(player, lakes, "paper", seed=1, step_limit=limit) for name, player in players.items()}
-plots.plot_learning_curves(records, title="The base knows lakes, but not what to want", resamples=profile.bootstrap)
+plot_learning_curves(records, title="The base knows lakes, but not what to want", resamples=profile.bootstrap)
 
 # %% [markdown]
 # Worse than a die, once it may decide alone: an argmax of meaningless numbers is a habit, and habits run in circles
@@ -128,7 +134,7 @@ plots.plot_learning_curves(records, title="The base knows lakes, but not what to
 # thinner still: it learns one factor for each output of the key and value projections and for each input of the down
 # projection, $h = \ell \odot (W x)$ or $h = W (\ell \odot x)$, starting at 1.
 #
-# (Code: `icrl_utils.models.add_adapters`, which is peft; tests: `test_04_lora_and_ia3` computes both equations by hand,
+# (Code: `adapters.add_adapters`, which is peft; tests: `test_04_lora_and_ia3` computes both equations by hand,
 # `test_fresh_adapters_leave_the_base_as_it_is`.) What do they cost on our model?
 
 # %%
@@ -215,17 +221,13 @@ for name, moved in moves.items():
 
 
 # %%
+from icrl_utils.dqn.dqn import moves_that_led_nowhere, polyak_update, td_loss, td_targets
 from icrl_utils.hardware import make_accelerator
-from icrl_utils.training import (
-    Chunks,
-    TrainConfig,
-    batches,
-    make_optimizers,
-    moves_that_led_nowhere,
-    train,
-    training_source,
-)
-from icrl_utils.world_model import observation_positions, world_model_loss
+from icrl_utils.training.configs import TrainConfig
+from icrl_utils.training.data import Chunks, batches, training_source
+from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.training import train
+from icrl_utils.training.world_model import observation_positions, world_model_loss
 
 
 # %%
@@ -238,7 +240,7 @@ def race(kind, steps, optimizer, rate, **options):
     (optimizer,) = make_optimizers(model, optimizer, rate, rate, weight_decay=0.0)
     for _ in range(steps):
         z, _ = net(batch.ids, batch.position)
-        loss = dqn.td_loss(z, batch.action, batch.reward, batch.terminated, "bce") / batch.terminated.sum()
+        loss = td_loss(z, batch.action, batch.reward, batch.terminated, "bce") / batch.terminated.sum()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
         errors.append(loss.item())
     return np.arange(steps), errors
@@ -250,7 +252,7 @@ lines = {"LoRA r = 32, Muon": race("lora", count, "muon", 4e-3, rank=32),
          "LoRA r = 4, Muon": race("lora", count, "muon", 4e-3, rank=4),
          "LoRA r = 32, AdamW": race("lora", count, "adamw", 3e-3, rank=32),
          "IA3, AdamW": race("ia3", count, "adamw", 3e-2)}  # fmt: skip
-plots.plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the ends of episodes",
+plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the ends of episodes",
                  title="How fast an adapter can fit")  # fmt: skip
 
 # %% [markdown]
@@ -264,13 +266,13 @@ plots.plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the e
 # ## 4 · The loop, line by line
 #
 # Everything is in place: data (03), read-out (02), targets (03), adapter (above). The cells of this section are the
-# body of `icrl_utils.training.train`, in its order, and you can run them one at a time. (A test compares these cells
+# body of `training.train`, in its order, and you can run them one at a time. (A test compares these cells
 # with the package, statement by statement: what you read here *is* what trains.)
 
 # %%
-from icrl_utils.models import ONLINE, TARGET, adapter_parameters, target_network
-from icrl_utils.runs import Run
-from icrl_utils.training import load_frozen
+from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, target_network
+from icrl_utils.training.runs import Run
+from icrl_utils.training.training import load_frozen, q_network
 
 pieces = BUILD / "notebook-04" / "pieces"
 for old in ("pieces", "trial", "live"):
@@ -282,36 +284,33 @@ config = TrainConfig(**sizes | {"out": str(pieces)})
 # **Data.** A chunk of fresh lakes is drawn and played whenever slices are needed. The data of step $k$ are a function
 # of (seed, $k$) alone, so that an interrupted run goes on with exactly what it would have seen.
 
-# %% tags=["from:training.train"]
+# %% tags=["from:training.training.train"]
 accelerator = make_accelerator(config.precision, config.device)
 data = Chunks(config, training_source(config))
-history, readout = data.source.history, config.readout
-action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
+action_ids = torch.as_tensor(data.history.action_ids, device=accelerator.device)
 
 # %% [markdown]
-# **Model.** One frozen base, two adapters. `fold` computes $W + \frac{\alpha}{r}BA$ once per step instead of
-# multiplying every token by $B$ and $A$: the same function, faster in a small model.
+# **Model.** One frozen base, two adapters. `q_network` makes one network of the base and the active adapter, which
+# computes $W + \frac{\alpha}{r}BA$ once per step instead of multiplying every token by $B$ and $A$: the same function, faster in
+# a small model.
 
-# %% tags=["from:training.train"]
+# %% tags=["from:training.training.train"]
 base = load_frozen(config, accelerator)
 parameters = parameter_count(base)
 model = add_adapters(base, config.adapter, config.rank, config.seed)
-net = QNetwork(model, history.action_ids, readout, fold=config.may_fold and accelerator.mixed_precision == "no")
-optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
-
-# %% tags=["from:training.train"]
-net = accelerator.prepare(net)
 online, target = adapter_parameters(model, ONLINE), adapter_parameters(model, TARGET)
+optimizers = make_optimizers(model, config.optimizer, config.lr, config.lr, config.weight_decay)
+net, readout = q_network(model, data, config, accelerator)
 tensors = {f"online.{n}": p for n, p in online.items()} | {f"target.{n}": p for n, p in target.items()}
 
 # %% [markdown]
-# `accelerator.prepare` wraps the network for several GPUs, and here does nothing. `Run` is the bookkeeper: log,
-# checkpoints, learning rate, Ctrl-C. It contains no learning.
+# `Run` is the bookkeeper: log, checkpoints, learning rate, Ctrl-C. It contains no learning. (`accelerator` takes care
+# of several GPUs, where there are any.)
 
 # %%
 resume, progress = False, False
 
-# %% tags=["from:training.train"]
+# %% tags=["from:training.training.train"]
 run = Run(config, accelerator, tensors, optimizers, parameters, resume, progress)
 
 # %%
@@ -324,13 +323,19 @@ print(f"{tuple(batch.ids.shape)} tokens, {int(batch.has_target.sum()):,} decisio
 # backward.
 
 # %%
-gamma, observations, consistent = config.gamma, bool(config.world_model), config.consistent
-part = batch  # all of it at once; a real Llama takes a batch in parts (section 11)
+gamma, consistent = config.gamma, config.consistent
+part, share = batch, 1.0  # all of it at once; a real Llama takes a batch in parts (section 11)
 
-# %% tags=["from:training.q_and_targets"]
+# %% tags=["from:training.training.train"]
+decisions = run.mean_count(batch.has_target)
+
+# %% tags=["from:training.training.train"]
+observation = observation_positions(part.ids) if config.world_model else None
+
+# %% tags=["from:dqn.dqn.q_and_targets"]
 with target_network(model):
     z_target, _ = net(batch.ids, batch.position)
-z, logits = net(batch.ids, batch.position, observation_positions(batch.ids) if observations else None)
+z, logits = net(batch.ids, batch.position, observation)
 
 # %% [markdown]
 # **Targets**, as in notebook 03, with its consistent backup. On ice a move against a wall is worth $\gamma$ times the
@@ -344,10 +349,10 @@ z, logits = net(batch.ids, batch.position, observation_positions(batch.ids) if o
 # (200 development lakes, last ten episodes, 7.7 million tokens: .68 with .9, .80 with .8; lab book, section 3). We use
 # $\gamma = .6$. It has a price: a small $\gamma$ also makes known goals far away look poor beside something new.
 
-# %% tags=["from:training.q_and_targets"]
+# %% tags=["from:dqn.dqn.q_and_targets"]
 q, q_target = readout.q(z.detach()), readout.q(z_target)
 repeated = moves_that_led_nowhere(batch) if consistent else None
-y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
+y = td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 
 # %% [markdown]
 # **Loss.** Returns lie in [0, 1], so $Q = \sigma(z)$ is treated like a probability and the loss is the cross-entropy
@@ -358,29 +363,29 @@ y = dqn.td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 # nearly four times as often where it had died before (.015 against .004 of its last ten episodes); with three times as
 # much its ways are longer (lab book, section 7).
 
-# %% tags=["from:training.train"]
-count = accelerator.reduce(batch.has_target.sum(), "sum").clamp(min=1) / accelerator.num_processes
+# %% tags=["from:training.training.train"]
+loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
 
-# %% tags=["from:training.train"]
-loss = dqn.td_loss(z, part.action, y, part.has_target, config.loss) / count
+# %% tags=["from:training.training.train"]
 total = loss
 if config.world_model:
-    share = len(part.ids) / len(batch.ids)
     total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
 accelerator.backward(total)
 
 # %% [markdown]
 # **Update**, and the target adapter follows by 10 %:
 
-# %% tags=["from:training.train"]
-norm = run.update(online.values())
-dqn.polyak_update(target.values(), online.values(), config.polyak)
+# %% tags=["from:training.training.train"]
+run.update(online.values())
+polyak_update(target.values(), online.values(), config.polyak)
 
 # %%
 with torch.no_grad():
     after, _ = net(batch.ids, batch.position)
     moved = (readout.q(after) - readout.q(z))[batch.has_target].abs().mean()
-print(f"TD loss {loss.item():.3f}, gradient norm {norm.item():.3f}; one step moved Q by {moved:.4f} on average")
+print(
+    f"TD loss {loss.item():.3f}, gradient norm {run.sums['grad_norm']:.3f}; one step moved Q by {moved:.4f} on average"
+)
 
 # %% [markdown]
 # **Learning rate.** A linear warm-up, then a cosine that *ends at zero*. Every update is noisy; with small steps at the
@@ -466,7 +471,7 @@ print(
 # counts for small values is $Q^{1/t}$, that is their *ratio*: at $t = ½$, of two moves worth .12 and .10 the better one
 # is drawn three times in five, which ends circles, while beside .10 a seen hole worth .002 is drawn once in some 3,000
 # times.
-# (Code: `icrl_utils.policy.Choice`; tests: `test_04_choice`,
+# (Code: `icrl_utils.play.policy.Choice`; tests: `test_04_choice`,
 # `test_moves_are_drawn_from_a_softmax_whose_temperature_rises_with_the_moves_made`.)
 
 # %%
@@ -474,7 +479,7 @@ untrained = Agent(load_base(profile.base_path), history, readout, temperature=co
 players = {"agent": load_agent(folder), "memory-less": load_agent(folder, memory=False), "base": untrained}
 for name, player in players.items():
     records[name] = rollout(player, lakes, "paper", seed=1, step_limit=limit, progress=True)
-plots.plot_learning_curves(
+plot_learning_curves(
     {name: records[name] for name in ("agent", "memory-less", "base", "random")}, resamples=profile.bootstrap,
     title=f"This run, {run_facts['tokens'] / 1e6:.1f} million tokens, trained just now",
 )  # fmt: skip
@@ -512,13 +517,13 @@ print(f"remade by: {facts['command']}")
 columns = ("tokens", "td_error", "success_last")
 logs = {"this run": folder, "shipped run": shipped}
 logs = {name: [{column: row[column] for column in columns} for row in read_log(run)] for name, run in logs.items()}
-plots.plot_training_log(logs, title="The live run beside the shipped one (success: last ten episodes, step limit 30)")
+plot_training_log(logs, title="The live run beside the shipped one (success: last ten episodes, step limit 30)")
 
 # %%
 players["shipped agent"] = load_agent(shipped)
 records["shipped agent"] = rollout(players["shipped agent"], lakes, "paper", seed=1, step_limit=limit)
 titles = {"this run": "agent", "shipped run": "shipped agent", "this run, memory-less": "memory-less"}
-plots.plot_learning_curves({title: records[name] for title, name in titles.items()}, resamples=profile.bootstrap,
+plot_learning_curves({title: records[name] for title, name in titles.items()}, resamples=profile.bootstrap,
                            title="Development lakes: trained just now, and shipped")  # fmt: skip
 
 # %%
@@ -566,17 +571,17 @@ for temperature in (0.0, 0.25, 0.5, 1.0):
 # and compare with the exact value on the graph of everything seen so far: a way to the goal of $d$ moves is worth
 # $\gamma^{d-1}$, a seen hole 0, a wall 0 (consistent backup). This is what the *known* moves guarantee: where an
 # untried move beside the way promises more, the right value is higher, which happens on long ways. (Code:
-# `icrl_utils.calibration`; test: `test_kinds_of_moves_and_their_exact_values`.)
+# `icrl_utils.evaluation.calibration`; test: `test_kinds_of_moves_and_their_exact_values`.)
 
 # %%
-from icrl_utils.calibration import KINDS, known_graph_values
+from icrl_utils.evaluation.calibration import KINDS, known_graph_values
 
 asked = {"base": untrained, "this run": players["agent"], "shipped run": players["shipped agent"]}
 rows = []
 for title, player in asked.items():
     rows += [row | {"policy": title} for row in known_graph_values(player, lakes[:24], config.gamma, episodes=8)]
 rows.sort(key=lambda row: KINDS.index(row["kind"]))
-plots.plot_calibration(rows, title="Q of moves, sorted by what the history has shown about them")
+plot_calibration(rows, title="Q of moves, sorted by what the history has shown about them")
 
 # %% [markdown]
 # Read it from top to bottom. A good in-context learner spreads out: to the right where a way to the goal is known, to
@@ -600,7 +605,7 @@ plots.plot_calibration(rows, title="Q of moves, sorted by what the history has s
 # half comes from either.
 
 # %%
-from icrl_utils.real_llama import load_llama, load_model, save_small_llama
+from icrl_utils.llama.load import load_llama, load_model, save_small_llama
 
 is_real = real.history == "paper"
 checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
@@ -646,7 +651,7 @@ print("float16:", gradient.half().item(), " scaled:", ((gradient * factor).half(
 # How does a history look to this model, and where is Q read?
 
 # %%
-from icrl_utils.history import Episode
+from icrl_utils.history.episodes import Episode
 
 past = text.render([Episode((8, 9, 13), (2, 1), "hole"), Episode((8,), ())])
 ids = text.tokenize(past)
@@ -662,12 +667,12 @@ print("z of left, down, right, up:", player.read(ids).round(1))
 # %% [markdown]
 # ## 11 · The memory plan
 #
-# Every term can be computed from shapes, before a download (`icrl_utils.memory`, one formula a property; test:
+# Every term can be computed from shapes, before a download (`llama/memory.py`, one formula a property; test:
 # `test_prediction_is_within_a_tenth_of_the_measured_peak`, on the CPU). Five slices of 4,096 tokens at once, as in the
 # paper, with LoRA on Llama 3.1 8B in bfloat16:
 
 # %%
-from icrl_utils.memory import GIB, plan
+from icrl_utils.llama.memory import GIB, plan
 
 llama = "meta-llama/Llama-3.1-8B-Instruct"
 print(plan(llama, slices=5, maps=8).table())
@@ -692,7 +697,7 @@ for measure, rung in plan(llama, slices=5, maps=8).ladder():
 # same, something else sits on the GPU: restart the kernel, look at `nvidia-smi`. A T4 has 14.6 GiB:
 
 # %%
-from icrl_utils.memory import check_memory
+from icrl_utils.llama.memory import check_memory
 
 try:
     check_memory(plan(llama, slices=5, maps=8, dtype=torch.float16), int(14.6 * GIB))
@@ -706,7 +711,7 @@ except ValueError as error:
 # `ours`, the default, carries over what has worked on the tiny Llama. Where they differ:
 
 # %%
-from icrl_utils.configs import UNLIKE_THE_PAPER, recipe_table, train_options
+from icrl_utils.training.configs import UNLIKE_THE_PAPER, recipe_table, train_options
 
 print(f"{'setting':24s}{'paper':>12s}{'ours':>12s}")
 for row in recipe_table():

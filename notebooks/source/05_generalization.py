@@ -19,9 +19,14 @@
 # %%
 import numpy as np
 
-from icrl_utils import checks, get_profile, held_out_maps, load_agent, plots, rollout
-from icrl_utils.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
-from icrl_utils.experiments import by_policy, describe, read_csv, results_path, summary
+from icrl_utils import get_profile, held_out_maps, load_agent, rollout
+from icrl_utils.course import checks
+from icrl_utils.evaluation.experiments import by_policy, describe, read_csv, results_path, summary
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.plots.curves import plot_learning_curves
+from icrl_utils.plots.lakes import plot_trajectories
+from icrl_utils.plots.style import POLICY_COLORS
+from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import interval
 
 profile = get_profile()
@@ -42,7 +47,7 @@ print(f"{len(lakes)} of 500 held-out lakes are played live in this notebook (pro
 # %%
 agent = load_agent(f"assets/adapters/{profile.adapter}")
 played = {"agent": rollout(agent, lakes, "paper", seed=0, step_limit=limit, progress=True)}
-plots.plot_learning_curves(played, title="Live: it learns!  (Does it?)", resamples=profile.bootstrap)
+plot_learning_curves(played, title="Live: it learns!  (Does it?)", resamples=profile.bootstrap)
 
 # %% [markdown]
 # And what does it look like on *one* of these lakes? Grey tiles with a question mark are those that the agent has not
@@ -53,7 +58,7 @@ chosen = {"early: episode 0": 0, "middle: episode 14": 14, "late: episode 29": 2
 number = int((played["agent"].steps[:, 0] <= 10).argmax())  # the first lake whose first walk is short enough to draw
 episodes = played["agent"].episodes(number)
 known = {title: {tile for episode in episodes[: i + 1] for tile in episode.tiles} for title, i in chosen.items()}
-plots.plot_trajectories(lakes[number], {title: episodes[i] for title, i in chosen.items()}, known)
+plot_trajectories(lakes[number], {title: episodes[i] for title, i in chosen.items()}, known)
 
 # %% [markdown]
 # The paper draws this curve for its agent, reports that it begins at about 10 % and grows by 900 %, and calls that
@@ -101,7 +106,7 @@ others = [load_agent(f"assets/adapters/{profile.adapter}", memory=False), Random
           TabularPolicy(1.0), RMaxPolicy(), OraclePolicy()]  # fmt: skip
 for player in others:
     played[player.name] = rollout(player, lakes, "paper", seed=0, step_limit=limit)
-plots.plot_learning_curves(played, title="Live: the same lakes, the same luck", resamples=profile.bootstrap)
+plot_learning_curves(played, title="Live: the same lakes, the same luck", resamples=profile.bootstrap)
 
 
 # %%
@@ -184,7 +189,7 @@ for name, values in last.items():
 table = read_csv(results_path("in_distribution"))
 success = by_policy(table)
 paper = table["epsilon"][: success["agent"].shape[2]]
-plots.plot_learning_curves(success, paper, title="From the file: all held-out lakes", resamples=profile.bootstrap)
+plot_learning_curves(success, paper, title="From the file: all held-out lakes", resamples=profile.bootstrap)
 
 # %% [markdown]
 # The band of a curve says how much the mean would vary with *other lakes*. It says nothing about other training runs:
@@ -193,7 +198,7 @@ plots.plot_learning_curves(success, paper, title="From the file: all held-out la
 # %%
 shipped_seeds = sorted(set(table["training_seed"][table["policy"] == "agent"].tolist()))
 runs = {f"training seed {seed}": values for seed, values in zip(shipped_seeds, success["agent"], strict=True)}
-plots.plot_learning_curves(runs, paper, title="From the file: three training runs", resamples=profile.bootstrap)
+plot_learning_curves(runs, paper, title="From the file: three training runs", resamples=profile.bootstrap)
 
 # %%
 seeds = [run[:, -10:].mean() for run in success["agent"]]
@@ -219,9 +224,9 @@ print(describe(rows))
 # %%
 shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
 panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
-plots.plot_intervals(
+plot_intervals(
     {title: {name: row[metric] for name, row in shown.items()} for title, metric in panels.items()},
-    colors=plots.POLICY_COLORS, title="From the file: three ways to be good, all held-out lakes",
+    colors=POLICY_COLORS, title="From the file: three ways to be good, all held-out lakes",
     xlabel="share with its 95 % interval; of repeated deaths fewer are better (random is left out)",
 )  # fmt: skip
 
@@ -236,7 +241,7 @@ plots.plot_intervals(
 greedy = {}
 for player in (agent, others[0], RandomPolicy(), TabularPolicy(0.0), TabularPolicy(1.0), RMaxPolicy()):
     greedy[player.name] = rollout(player, lakes[:50], "greedy", seed=0, step_limit=limit)
-plots.plot_learning_curves(greedy, title="Live: the player decides from the first move on", resamples=profile.bootstrap)
+plot_learning_curves(greedy, title="Live: the player decides from the first move on", resamples=profile.bootstrap)
 
 # %%
 for name in ("agent", "memory-less", "tabular Q"):
@@ -253,7 +258,7 @@ print(f"\nHow the agent's last ten of these episodes end: goal {outcome[1]:.1%},
 # %%
 alone = read_csv(results_path("exploration"))
 success = by_policy(alone)
-plots.plot_learning_curves(success, title="From the file: 500 lakes, the player decides from the first move on",
+plot_learning_curves(success, title="From the file: 500 lakes, the player decides from the first move on",
                            resamples=profile.bootstrap)  # fmt: skip
 
 # %%
@@ -283,7 +288,7 @@ for title, part in {"0 to 4": slice(0, 5), "10 to 14": slice(10, 15), "last ten"
 larger = read_csv(results_path("out_of_distribution"))
 success = by_policy(larger)
 paper = larger["epsilon"][: success["agent"].shape[2]]
-plots.plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the base saw random play on such)",
+plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the base saw random play on such)",
                            resamples=profile.bootstrap)  # fmt: skip
 
 # %%
@@ -328,7 +333,7 @@ for title, records in (("lakes of 3 to 5", table), ("larger lakes", larger)):
 # the paper has 50.
 
 # %%
-from icrl_utils.widgets import learning_curve_explorer
+from icrl_utils.course.widgets import learning_curve_explorer
 
 learning_curve_explorer({"paper (live)": played, "greedy (live)": greedy})
 
@@ -337,7 +342,7 @@ learning_curve_explorer({"paper (live)": played, "greedy (live)": greedy})
 
 # %%
 few = {name: played[name].success[:50] for name in ("agent", "memory-less", "tabular Q", "random")}
-plots.plot_learning_curves(few, "paper", smooth=3, title="Live: 50 lakes, as in the paper", resamples=profile.bootstrap)
+plot_learning_curves(few, "paper", smooth=3, title="Live: 50 lakes, as in the paper", resamples=profile.bootstrap)
 
 # %% [markdown]
 # ### Exercise 3 · What does a curve show? (hard, 20 minutes, no code needed)

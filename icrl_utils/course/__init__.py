@@ -1,0 +1,1 @@
+"""What students use: checks of exercises, widgets, and the doctor."""

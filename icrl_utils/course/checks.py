@@ -1,0 +1,745 @@
+"""The checks that students run in the exercises, in the order of the notebooks.
+
+Each takes the student's function and the seed of its random cases, and prints one line:
+
+    Passed: ...     the answer is right
+    Not yet: ...    what is wrong, for which input, what came, what should have come, and what to do about it
+    Open: ...       the function is still the stub of the exercise
+
+A check first asks for cases made by hand, each of which catches one mistake and has the advice for it, then for random
+ones, so that no result can be written down beforehand. `course.answers` tells how a function is asked and its
+answer read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_utils.course.answers import Failed, NotAttempted, Wrong, ask, compare, compare_numbers, show
+from icrl_utils.history.episodes import Episode
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.maps import ACTIONS, PAPER_IN_DISTRIBUTION
+from icrl_utils.play.baselines import RandomPolicy
+from icrl_utils.play.rollout import rollout
+
+LEFT, DOWN, RIGHT, UP = range(4)
+
+
+def student_check(check: Callable[[Callable, int], str]) -> Callable[..., None]:
+    """Makes a check print its verdict. It returns what was shown to be right, or raises what is not.
+
+    Every other error is a bug of the course, not of the student, and is left to surface as one.
+    """
+
+    @functools.wraps(check)
+    def run(answer: Callable, seed: int = 0) -> None:
+        try:
+            print(f"Passed: {check(answer, seed)}")
+        except NotAttempted:
+            print("Open: write the body of the function in the cell above, run it, then run this cell again.")
+        except (Wrong, Failed) as verdict:
+            print(f"Not yet: {verdict}")
+
+    return run
+
+
+# --------------------------------------------------------------------------------------------------- 00 start here
+
+
+@student_check
+def check_repeat_deaths(repeat_deaths: Callable[[list[Episode]], int], seed: int) -> str:
+    """repeat_deaths(episodes) -> how many end in a hole by a (tile, action) that had killed before."""
+    die = Episode((8, 9, 13), (RIGHT, DOWN), "hole")  # from 9 down
+    same_hole = Episode((8, 12, 13), (DOWN, RIGHT), "hole")  # the same hole, entered from 12
+    elsewhere = Episode((8, 9, 5, 6, 10), (RIGHT, UP, RIGHT, DOWN), "hole")  # from 6 down
+    win = Episode((6, 2, 3), (UP, RIGHT), "goal")
+    lost = Episode((8, 8), (LEFT,), "limit")
+    cases = [
+        ([die], 0, "One death is no repetition: count a death only if the same edge killed in an *earlier* episode."),
+        ([die, die], 1, "9, down killed twice: the second time is a repetition."),
+        ([die, same_hole], 0, "The hole 13 was entered from 9 and then from 12. An edge is the pair (tile before the "
+                              "last action, last action), not the hole."),
+        ([die, elsewhere], 0, "'down' killed twice, but once at 9 and once at 6. An edge is the pair (tile before the "
+                              "last action, last action), not the action alone."),
+        ([win, win], 0, "Two episodes that reach the goal by the same edge are no deaths: look at `outcome`."),
+        ([lost, lost], 0, "An episode that was cut off ('limit') is no death: look at `outcome`."),
+        ([die, die, die], 2, "9, down killed three times: the second and the third are both repetitions."),
+        ([die, win, die, same_hole, die], 2, "9, down killed three times: the second and the third are repetitions, "
+                                             "whatever happened in between."),
+    ]  # fmt: skip
+    for episodes, wanted, advice in cases:
+        answer = ask(repeat_deaths, episodes)
+        compare(answer.asked, answer.whole(), wanted, [], advice)
+    for lake, episodes in _random_play(seed):
+        deaths = [(e.tiles[-2], e.actions[-1]) for e in episodes if e.outcome == "hole"]
+        answer = ask(repeat_deaths, episodes)
+        advice = f"This was random play on the lake {lake}; its deaths, in order: {show(deaths)}."
+        compare(answer.asked, answer.whole(), len(deaths) - len(set(deaths)), [], advice)
+    return "repeated deaths are counted by edge, on eight hand-made histories and 20 lakes of random play."
+
+
+@functools.cache
+def _random_play(seed: int) -> list[tuple[str, list[Episode]]]:
+    """Names of 20 lakes, each with 30 episodes of random play."""
+    lakes = PAPER_IN_DISTRIBUTION.sample(20, seed)
+    records = rollout(RandomPolicy(), lakes, "greedy", seed=seed)
+    return [(lake.id, records.episodes(i)) for i, lake in enumerate(lakes)]
+
+
+# ---------------------------------------------------------------------------------- 01 environment and history
+
+
+@student_check
+def check_next_tile(next_tile: Callable[[int, int, int, int], int], seed: int) -> str:
+    """next_tile(tile, action, height, width) -> tile, on ice without holes and goals."""
+    answers = [ask(next_tile, 7, action, 3, 5) for action in range(4)]  # row 1, column 2 of 3 x 5
+    inside, wanted = [answer.whole() for answer in answers], [6, 12, 8, 2]
+    asked = f"{answers[0].asked} and the same with the actions 1, 2, 3"
+    mistakes = [
+        ([6, 10, 8, 4], "Up and down change the number by one whole row, and a row has `width` tiles, not `height`."),
+        ([6, 8, 8, 6], "Up and down change the number by one whole row, that is, by `width`."),
+    ]
+    otherwise = "Write the number as row * width + column; a move changes one of the two by 1."
+    if sorted(inside) == sorted(wanted):
+        otherwise = (
+            "Your four moves go to the right tiles, but in another order: Gymnasium numbers the actions 0 left, 1 "
+            "down, 2 right, 3 up."
+        )
+    compare(asked, inside, wanted, mistakes, otherwise)
+    walls = [
+        (5, LEFT, "the left edge: tile 4 is at the end of the row above, not next to tile 5"),
+        (9, RIGHT, "the right edge: tile 10 is at the beginning of the row below, not next to tile 9"),
+        (2, UP, "the upper edge"),
+        (12, DOWN, "the lower edge"),
+    ]
+    for tile, action, edge in walls:
+        answer = ask(next_tile, tile, action, 3, 5)
+        advice = f"On 3 x 5 (height x width), {ACTIONS[action]} from {tile} runs against {edge}. The agent stays."
+        compare(answer.asked, answer.whole(), tile, [], advice)
+    rng = np.random.default_rng(seed)
+    for height, width in rng.integers(1, 9, (50, 2)).tolist():
+        tile, action = int(rng.integers(height * width)), int(rng.integers(4))
+        answer = ask(next_tile, tile, action, height, width)
+        advice = f"That is {ACTIONS[action]} on a lake of {height} rows with {width} tiles each."
+        compare(answer.asked, answer.whole(), _next_tile(tile, action, height, width), [], advice)
+    return "moves and walls, on 50 lakes of many sizes."
+
+
+def _next_tile(tile: int, action: int, height: int, width: int) -> int:
+    row, column = divmod(tile, width)
+    row += (action == DOWN) - (action == UP)
+    column += (action == RIGHT) - (action == LEFT)
+    return min(max(row, 0), height - 1) * width + min(max(column, 0), width - 1)
+
+
+@student_check
+def check_decision_positions(positions: Callable[[list[str]], list[int]], seed: int) -> str:
+    """positions(words of a compact history) -> where Q is read, in rising order."""
+    by_hand = ["8 right 9 down hole reset 8 up 4", "down hole reset 8 right 9 up"]
+    for words in [*map(str.split, by_hand), *_slices(seed)]:
+        is_action = [word in ACTIONS for word in words]
+        wanted = [t for t in range(len(words) - 1) if is_action[t + 1]]
+        answer = ask(positions, words)
+        if wanted and all(isinstance(entry, bool) for entry in answer.entries()):
+            advice = "You answer True or False for every word; wanted are the positions at which it is True."
+            raise Wrong(answer.asked, show(answer.value), show(wanted), advice)
+        given = answer.wholes()
+        late = (
+            "There the action words themselves stand. The logits that predict a token stand at the position *before* "
+            "it; at the action it is too late."
+        )
+        mistakes = [
+            ([t + 1 for t in wanted], late),
+            ([t for t, here in enumerate(is_action) if here], late),
+            ([t for t, word in enumerate(words) if word.isdecimal()],
+             "You take every tile. One that is the open end of the text, or comes before `limit`, has no action after "
+             "it: a decision is a position whose *next* word is an action."),
+            (list(range(0, len(words) - 1, 2)),
+             "You take every second word. `hole`, `goal` and `reset` disturb the step of two: look at the next word."),
+            ([t for t in wanted if words[t - 1] != "reset"],
+             "You leave out the first decision after a reset; it is a decision like any other."),
+        ]  # fmt: skip
+        otherwise = "A decision is a position t with words[t + 1] in left, down, right, up."
+        if sorted(given) == wanted:
+            otherwise = "These are the right positions, but not in rising order."
+        compare(answer.asked, given, wanted, mistakes, otherwise)
+    return "decisions found in 50 slices of random play, wherever they begin and end."
+
+
+@student_check
+def check_learn_from(learn_from: Callable[[list[str]], list[str]], seed: int) -> str:
+    """learn_from(words) -> for each decision "reward", "next" or "nothing": what its target is made of."""
+    cases = [
+        ("8 right 9 down hole reset 8", ["next", "reward"],
+         "A hole ends the game: nothing comes after it, so the target is the reward alone, which is 0."),
+        ("6 up 2 right goal reset 8", ["next", "reward"],
+         "A goal ends the game: the target is the reward alone, which is 1."),
+        ("8 left 8 left limit reset 8", ["next", "nothing"],
+         "'limit' is not the end of the game, only the clock was stopped. The reward alone would teach that going on "
+         "is worth nothing, and the next decision in the text belongs to another episode: from the cut step nothing "
+         "can be learned."),
+        ("8 left 8 left limit reset 8 up 4 down 8", ["next", "nothing", "next", "nothing"],
+         "What comes after the last decision, 'down 8', is not in the text: nothing can be learned from it, nor from "
+         "the one that 'limit' cut off, for the decision after that belongs to another episode."),
+    ]  # fmt: skip
+    for text, wanted, advice in cases:
+        _compare_labels(learn_from, text.split(), wanted, advice)
+    history = HistoryFormat("compact")
+    for words in _slices(seed):
+        d = history.decisions(history.tokenize(" ".join(words))[None])
+        labels = np.where(d.terminated, "reward", np.where(d.has_target, "next", "nothing"))
+        _compare_labels(learn_from, words, labels[d.valid].tolist(), "")
+    return "every decision of 50 slices of random play knows what its target is made of."
+
+
+def _compare_labels(learn_from: Callable, words: list[str], wanted: list[str], advice: str) -> None:
+    answer = ask(learn_from, words)
+    given = answer.entries()
+    strange = [label for label in given if label not in ("reward", "next", "nothing")]
+    if strange:
+        raise Wrong(
+            answer.asked, f"a list with {show(strange[0])}", "'reward', 'next' or 'nothing'", "Use these three."
+        )
+    if len(given) != len(wanted):
+        raise Wrong(answer.asked, f"{len(given)} answers", f"{len(wanted)}", "Give one for each decision, in order.")
+    if given != wanted:
+        first = next(k for k in range(len(wanted)) if given[k] != wanted[k])
+        position = [t for t in range(len(words) - 1) if words[t + 1] in ACTIONS][first]
+        place = f"Look at the decision that begins {' '.join(words[position : position + 4])!r}."
+        compare(answer.asked, given, wanted, [], advice or place)
+
+
+@functools.cache
+def _slices(seed: int) -> list[list[str]]:
+    """Words of 50 slices of random play, some with a step limit that cuts episodes off; they begin anywhere."""
+    rng = np.random.default_rng(seed)
+    history = HistoryFormat("compact")
+    slices = []
+    for k, limit in enumerate((6, 100)):
+        lakes = PAPER_IN_DISTRIBUTION.sample(25, rng)
+        records = rollout(RandomPolicy(), lakes, "greedy", seed=seed + k, episodes=6, step_limit=limit)
+        for i in range(len(lakes)):
+            words = history.render(records.episodes(i)).split()
+            first = int(rng.integers(len(words) // 2))
+            slices.append(words[first : first + int(rng.integers(6, 60))])
+    return slices
+
+
+# ------------------------------------------------------------------------------------------ 02 Q-values from logits
+
+
+@student_check
+def check_read_q(read_q: Callable[..., Tensor], seed: int) -> str:
+    """read_q(logits [B, T, V], position [B, D], action_ids [4], scale, offset) -> Q [B, D, 4]."""
+    for k in range(20):
+        generator = torch.Generator().manual_seed(1_000 * seed + k)
+        b, d, t, v = (int(n) for n in torch.randint(4, (4,), generator=generator) + torch.tensor([2, 2, 6, 12]))
+        logits = torch.randn(b, t, v, generator=generator) * 3
+        position = torch.randint(t - 1, (b, d), generator=generator)  # fewer than t: no axis looks like another
+        action_ids = torch.randperm(v, generator=generator)[:4]  # in any order, as in a real vocabulary
+        scale, offset = 0.3 + k / 20, 1.5 + k / 10
+        answer = ask(read_q, logits, position, action_ids, scale, offset)
+        shape = f"{b} histories of {d} decisions with 4 actions: read only at `position`, and only the four action ids."
+        given = answer.tensor((b, d, 4), shape)
+        rows = torch.arange(b)[:, None]
+        here = logits[rows, position][..., action_ids]
+        late = logits[rows, position + 1][..., action_ids]
+        in_order = logits[rows, position][..., action_ids.sort().values]
+        first_row = logits[0][position][..., action_ids]
+        z = scale * here - offset
+        mistakes = [
+            ((scale * late - offset).sigmoid(), "You read one position too late, at the action word itself. The logits "
+             "that *predict* the action stand at the decision, one position before it."),
+            ((scale * in_order - offset).sigmoid(), "You have sorted the action ids. Their order is the order of the "
+             "actions, left, down, right, up, whatever numbers they are."),
+            ((scale * first_row - offset).sigmoid(), "Every history has its own logits: you took those of the first "
+             "one for all."),
+            ((scale * (here - offset)).sigmoid(), "z = scale * logit - offset: the offset is taken off after scaling."),
+            (z, "This is z. Q = sigmoid(z)."),
+            ((-z).sigmoid(), "The sign is turned: Q must rise with the logit, or the worst action becomes the best."),
+            ((scale * here + offset).sigmoid(), "The offset is taken off, not added."),
+            ((scale * here).sigmoid(), "The offset is missing: z = scale * logit - offset."),
+            ((here - offset).sigmoid(), "The scale is missing: z = scale * logit - offset."),
+            (z.softmax(-1), "You divide the four among each other (softmax). Q-values need not sum to 1: each is the "
+             "sigmoid of its own z."),
+        ]  # fmt: skip
+        otherwise = "Q = sigmoid(scale * logit - offset), with the logits at `position` and the four `action_ids`."
+        compare_numbers(answer.asked, given, z.sigmoid(), mistakes, otherwise)
+    return "Q is read at the decisions, in the order of the actions, on 20 random tables of logits."
+
+
+@student_check
+def check_greedy(greedy: Callable[[Tensor], Tensor], seed: int) -> str:
+    """greedy(q [B, D, 4]) -> int64 [B, D]: the number of the best action."""
+    generator = torch.Generator().manual_seed(seed)
+    for b, d in ((3, 5), (4, 4), (1, 5), (6, 2), (4, 1)):
+        q = torch.rand(b, d, 4, generator=generator)
+        answer = ask(greedy, q)
+        shape = "One action for each decision: the maximum runs over the *last* axis, the four actions."
+        given, wanted = answer.tensor((b, d), shape), q.argmax(-1)
+        if answer.value.is_floating_point() and np.array_equal(given, wanted):
+            advice = "These are the right numbers, but an index has to be an integer: `.long()`."
+            raise Wrong(answer.asked, f"of dtype {answer.value.dtype}", "of dtype torch.int64", advice)
+        mistakes = [
+            (q.amax(-1), "You return the largest value; wanted is which action has it (argmax)."),
+            (q.argmin(-1), "This is the worst action: argmax, not argmin."),
+            (wanted + 1, "The actions are numbered from 0."),
+        ]
+        if d == 4:
+            mistakes.append((q.argmax(1), "Your maximum runs over axis 1, the decisions; wanted is the best *action*."))
+        if b == 4 and d == 4:
+            mistakes.append((q.argmax(0), "Your maximum runs over axis 0, the histories; wanted is the best *action*."))
+        row, column = np.unravel_index(np.argmax(given != wanted.numpy()), (b, d))
+        otherwise = f"q[{row}, {column}] is {show(q[row, column])}: wanted is the index of the largest."
+        compare_numbers(answer.asked, given, wanted, mistakes, otherwise)
+    return "the best of four actions for every decision."
+
+
+@student_check
+def check_fit_readout(fit_readout: Callable[..., tuple[float, float]], seed: int) -> str:
+    """fit_readout(logits [N, 4], middle, spread) -> (scale, offset): median of Q = middle, std of z = spread.
+
+    The four actions have different distributions, and none is symmetric: only so do the deviation and the median of
+    all numbers differ from the means of the four deviations and medians, and the median from the mean. In the first
+    case all known mistakes are far from each other, so that none is taken for another.
+    """
+    rng = np.random.default_rng(seed)
+    cases = [(12.0, 2.0, 0.2, 1.3)]
+    cases += [tuple(rng.uniform([-5, 0.2, 0.05, 0.2], [25, 4, 0.4, 1.5]).tolist()) for _ in range(9)]
+    for level, width, middle, spread in cases:
+        centers = level + width * rng.permutation([0.0, 0.6, 1.5, 4.5])
+        widths = width * rng.permutation([0.5, 0.8, 1.2, 2.0])
+        logits = centers + widths * rng.gamma(2.0, size=(400, 4))
+        middle_z = np.log(middle / (1 - middle))
+        wanted_scale, median = spread / logits.std(), np.median(logits)
+        answer = ask(fit_readout, logits, middle, spread)
+        scale, offset = answer.numbers("scale, offset")
+        if np.allclose([offset, scale], [wanted_scale, wanted_scale * median - middle_z], rtol=0.01):
+            advice = "These are the right two numbers in the wrong order."
+            raise Wrong(answer.asked, "(offset, scale)", "(scale, offset)", advice)
+        mistakes = [
+            (-wanted_scale, "The scale must be positive: a negative one would turn the best action into the worst."),
+            (spread / logits.std(0).mean(), "You take the deviation of each action and then the mean of the four. "
+             "Wanted is the deviation of all numbers together: the actions also differ from each other."),
+            (spread / logits.std(1).mean(), "You take the deviation within each decision and then the mean. Wanted is "
+             "the deviation of all numbers together."),
+            (spread / logits.var(), "You divide by the variance; the standard deviation is its root."),
+            (logits.std() / spread, "This is the inverse: z = scale * logit has the deviation scale * std(logits)."),
+            (1 / logits.std(), "This brings the deviation to 1; wanted is `spread`."),
+        ]  # fmt: skip
+        z_spread = f"Only the scale can change the deviation of z, and yours makes it {scale * logits.std():.3g}; "
+        z_spread += f"wanted is spread = {spread:.3g}."
+        compare_numbers(f"scale of {answer.asked}", scale, wanted_scale, mistakes, z_spread, tolerance=0.01)
+        wanted_offset = scale * median - middle_z
+        mistakes = [
+            (-wanted_offset, "Your offset has the wrong sign: it is taken *off*, z = scale * logit - offset."),
+            (median - middle_z / scale, "Yours fits scale * (logit - offset), but the offset is taken off after "
+             "scaling."),
+            (scale * median - middle, "Q = middle is not z = middle: the z with sigmoid(z) = p is log(p / (1 - p))."),
+            (scale * median + middle_z, "The sign of the last term is turned: the median of scale * logit - offset has "
+             "to be log(middle / (1 - middle))."),
+            (scale * median, "This brings the median of Q to .5; wanted is `middle`."),
+            (scale * np.median(logits, 0).mean() - middle_z, "You take the median of each action and then the mean of "
+             "the four. Wanted is the median of all numbers together."),
+            (scale * logits.mean() - middle_z, "You take the mean of the logits. Wanted is the median: few large "
+             "logits move the mean."),
+        ]  # fmt: skip
+        # An error of the offset moves z as it is, so it is measured in units of the deviation of z, not of the offset.
+        q = 1 / (1 + np.exp(np.clip(offset - scale * median, -500, 500)))
+        z_middle = f"The median of Q is {q:.3f} with yours; wanted is middle = {middle:.3f}."
+        tolerance = 0.02 * spread / abs(wanted_offset)
+        compare_numbers(f"offset of {answer.asked}", offset, wanted_offset, mistakes, z_middle, tolerance)
+    return "scale and offset bring ten sets of logits to the wanted middle and spread; the best action stays the best."
+
+
+# ---------------------------------------------------------------------------------- 03 replay and target networks
+
+
+@student_check
+def check_td_targets(td_targets: Callable[..., Tensor], seed: int) -> str:
+    """td_targets(q_online [B, D, 4], q_target, reward [B, D], terminated bool, gamma) -> [B, D] without gradient."""
+    for k in range(10):
+        generator = torch.Generator().manual_seed(1_000 * seed + k)
+        b, d, gamma = 3, 4 + k % 3, (0.9, 0.7)[k % 2]
+        online, target = torch.rand(2, b, d, 4, generator=generator)
+        # Rewards also on the way, which a lake has not: else "no reward" and "no reward at an end" would look the same.
+        reward = (torch.rand(b, d, generator=generator) < 0.5).float()
+        terminated = torch.rand(b, d, generator=generator) < 0.4
+        reward[:2, :2] = torch.tensor([[0.0, 1.0], [0.0, 1.0]])  # with the next line: every kind of step is there
+        terminated[:2, :2] = torch.tensor([[False, False], [True, True]])
+        answer = ask(td_targets, online.requires_grad_(), target.requires_grad_(), reward, terminated, gamma)
+        shape = f"One target for each of {b} x {d} decisions: the maximum runs over the last axis, the four actions."
+        given = answer.tensor((b, d), shape)
+        batch = online.detach(), target.detach(), reward, terminated, gamma
+        wanted, mistakes = _td_targets(*batch), _td_mistakes(*batch)
+        facts = _td_facts(given, wanted, *batch)
+        # The last column apart, so that what went wrong there does not hide what went wrong elsewhere.
+        inner = [(mistake[:, :-1], advice) for mistake, advice in mistakes]
+        otherwise = f"y = reward + gamma * next value * ~terminated. {facts}"
+        compare_numbers(answer.asked, given[:, :-1], wanted[:, :-1], inner, otherwise)
+        last = "Only the last decision of a row is wrong. It has no successor in the row: bootstrap from 0 there "
+        last += "(torch.roll would go around to the first decision)."
+        compare_numbers(answer.asked, given, wanted, [], last)
+        if answer.value.requires_grad:
+            advice = "The network could shrink its error by moving the *target*. Compute it under torch.no_grad()."
+            raise Wrong(answer.asked, "right, but gradient flows through the target", "without gradient", advice)
+    return "ten random batches: chosen by one network, valued by the other, ends respected, no gradient."
+
+
+def _td_targets(choose, value, reward, over, gamma, shift: int = 1, axis: int = -1) -> Tensor:
+    """The right targets [B, D], or with other arguments wrong ones that students give.
+
+    Args:
+        choose, value: [B, D, 4] of the network that chooses the action, and of the one that values it.
+        shift: whose value is used: 1 the next decision's.
+        axis: over which the best is taken.
+    """
+    here = value.gather(-1, choose.argmax(axis, keepdim=True)).flatten(1)
+    padded = torch.nn.functional.pad(here, (1, 1))
+    return reward + gamma * padded[:, 1 + shift : 1 + shift + here.shape[1]] * ~over
+
+
+def _td_mistakes(online, target, reward, over, gamma) -> list[tuple[Tensor, str]]:
+    never = torch.zeros_like(over)
+    right = _td_targets(online, target, reward, over, gamma)
+    mistakes = [
+        (_td_targets(online, target, reward, never, gamma), "You bootstrap through the end of an episode. There the "
+         "next decision belongs to *another* episode: where terminated, the target is the reward alone."),
+        (right * ~over, "You multiply the whole sum by ~terminated, and so delete the reward of the step that ends an "
+         "episode, the only one that a lake pays. Only the value of the *next* decision is multiplied."),
+        (_td_targets(online, target, reward, ~over, gamma), "`terminated` is used the wrong way round: the next value "
+         "counts where the step did *not* terminate."),
+        (_td_targets(target, target, reward, over, gamma), "The target network both chooses and values, so its lucky "
+         "errors are chosen. In double DQN the *online* network chooses the action, the target network values it."),
+        (_td_targets(online, online, reward, over, gamma), "The value comes from the online network. It only chooses; "
+         "the target network values."),
+        (_td_targets(target, online, reward, over, gamma), "The roles are exchanged: online chooses, target values."),
+        (_td_targets(online, target, reward, over, gamma, shift=0), "Off by one: you use the values at the decision "
+         "itself; wanted are those of the next decision, d + 1."),
+        (_td_targets(online, target, reward, over, gamma, shift=-1), "Off by one: you use the values of the decision "
+         "before; wanted are those of the next one, d + 1."),
+        (_td_targets(online, target, reward, over, 1.0), "Gamma is missing: the next value counts for gamma times as "
+         "much as a reward now."),
+        (right - reward, "The reward is missing: y = reward + ..."),
+        (reward, "This is the reward alone; where the step did not terminate, gamma times the next value is added."),
+    ]  # fmt: skip
+    if online.shape[1] == 4:
+        axis = _td_targets(online, target, reward, over, gamma, axis=1)
+        mistakes.append((axis, "Your argmax runs over the decisions (axis 1); wanted is the best of four *actions*."))
+    return mistakes
+
+
+def _td_facts(given: np.ndarray, wanted: Tensor, online, target, reward, over, gamma) -> str:
+    """What a reader needs to compute by hand the target that is most wrong."""
+    row, column = divmod(int(np.abs(given - wanted.numpy())[:, :-1].argmax()), given.shape[1] - 1)
+    ended = "terminated" if over[row, column] else "not terminated"
+    return (
+        f"There: reward {reward[row, column]:.0f}, {ended}, gamma {gamma}, "
+        f"next online {show(online[row, column + 1])}, next target {show(target[row, column + 1])}."
+    )
+
+
+@student_check
+def check_gets_target(gets_target: Callable[[list], list[bool]], seed: int) -> str:
+    """gets_target(outcomes of the steps after the decisions of a slice) -> may each decision be learned from?"""
+    cases = [
+        ([None, "goal", None, "hole", None], [True, True, True, True, False], "The last decision's successor lies "
+         "beyond the slice: there is nothing to bootstrap from, and r = 0 alone would be false."),
+        ([None, None, "goal"], [True, True, True], "The slice ends with a goal: there the reward is the whole truth, "
+         "no successor is needed. Dropping it throws away the most valuable step (the paper's code does)."),
+        ([None, "hole"], [True, True], "The slice ends with a hole: there the reward, 0, is the whole truth, no "
+         "successor is needed."),
+        ([None, "limit", None, "hole"], [True, False, True, True], "A step that was cut off ('limit') gets no target: "
+         "the game would have gone on, and the text does not show the next decision."),
+        (["hole", "limit"], [True, False], "A cut-off at the end of a slice is a cut-off: no target."),
+    ]  # fmt: skip
+    rng = np.random.default_rng(seed)
+    kinds = [None, None, None, "goal", "hole", "limit"]
+    for _ in range(20):
+        outcomes = [kinds[i] for i in rng.integers(6, size=rng.integers(1, 9))]
+        wanted = [o in ("goal", "hole") or (o is None and i + 1 < len(outcomes)) for i, o in enumerate(outcomes)]
+        cases.append(
+            (outcomes, wanted, "Goals and holes get a target, cut-offs none, the others if a decision follows.")
+        )
+    for outcomes, wanted, advice in cases:
+        answer = ask(gets_target, outcomes)
+        given = answer.truths()
+        if len(given) != len(wanted):
+            raise Wrong(answer.asked, f"{len(given)} values", f"{len(wanted)}", "Give one for each decision, in order.")
+        mistakes = [([not value for value in wanted], "True and False are exchanged: True means, may be learned from.")]
+        compare(answer.asked, given, wanted, mistakes, advice)
+    return "ends, cut-offs and the last decision of a slice, on 25 slices."
+
+
+@student_check
+def check_alpha_for(alpha_for: Callable[..., float], seed: int) -> str:
+    """alpha_for(steps, share=0.99) -> Polyak factor that makes ``share`` of the way in ``steps`` updates."""
+    rng = np.random.default_rng(seed)
+    cases = [(2, 0.75), (100,), (1, 0.5)]  # without a second number, share is .99
+    cases += [(int(rng.integers(2, 500)), float(rng.uniform(0.1, 0.999))) for _ in range(10)]
+    for case in cases:
+        steps, share = (*case, 0.99)[:2]
+        answer = ask(alpha_for, *case)
+        alpha = answer.number()
+        mistakes = [
+            (share / steps, "The way is not made in equal pieces: each update makes alpha of what is *left*, so after "
+             "n updates (1 - alpha)^n is left."),
+            (1 - share ** (1 / steps), "You have exchanged what is made and what is left: (1 - alpha)^n is what is "
+             "*left* of the way."),
+            ((1 - share) ** (1 / steps), "This is 1 - alpha, the part that one update leaves."),
+            (share ** (1 / steps), "You have exchanged what is made and what is left, and this is no alpha yet: "
+             "(1 - alpha)^n is what is left of the way."),
+            (-np.log(1 - share) / steps, "This is an approximation for small alpha: (1 - alpha)^n is about e^(-n alpha)"
+             ". Take the n-th root instead of the logarithm."),
+            (1 - (1 - share) ** steps, "The exponent is turned round: what one update leaves is the n-th *root* of "
+             "what all leave."),
+        ]  # fmt: skip
+        if 0 < alpha <= 1:
+            made = f"With yours, {steps} updates make {1 - (1 - alpha) ** steps:.2%} of the way; wanted is {share:.2%}."
+        else:
+            made = "A Polyak factor lies between 0 and 1: it is the share of the online network that is mixed in."
+        compare_numbers(answer.asked, alpha, 1 - (1 - share) ** (1 / steps), mistakes, made, tolerance=1e-3)
+    return "after n updates (1 - alpha)^n of the way is left."
+
+
+# ------------------------------------------------------------------------------------------- 04 LoRA DQN training
+
+
+@student_check
+def check_lora_weights(lora_weights: Callable[..., int], seed: int) -> str:
+    """lora_weights(hidden, mlp, layers, heads, key_value_heads, rank) -> trainable weights of LoRA on 7 projections."""
+    rng = np.random.default_rng(seed)
+    shapes = [("our tiny Llama", (128, 336, 4, 4, 4, 32)), ("Llama 3.1 8B", (4096, 14336, 32, 32, 8, 32))]
+    for _ in range(5):
+        kv, head = int(rng.integers(1, 4)), int(rng.integers(8, 64))
+        heads, mlp = kv * int(rng.integers(2, 5)), int(rng.integers(100, 999))
+        shape = (heads * head, mlp, int(rng.integers(2, 9)), heads, kv, int(rng.integers(1, 17)))
+        shapes.append(("a Llama of another shape", shape))
+    for name, (hidden, mlp, layers, heads, kv, rank) in shapes:
+        key = hidden * kv // heads
+        attention = 2 * (hidden + hidden) + 2 * (hidden + key)
+        wanted = layers * rank * (attention + 3 * (hidden + mlp))
+        answer = ask(lora_weights, hidden, mlp, layers, heads, kv, rank)
+        mistakes = [
+            (wanted // layers, "You count one layer only."),
+            (wanted // rank, "The rank is missing: A is r x inputs and B is outputs x r."),
+            (layers * rank * (3 * hidden + 2 * key + 2 * mlp), "You count B (outputs x r), but not A (r x inputs)."),
+            (layers * rank * (6 * hidden + mlp), "You count A (r x inputs), but not B (outputs x r)."),
+            (layers * (2 * hidden**2 + 2 * hidden * key + 3 * hidden * mlp), "These are the weights of the matrices "
+             "themselves; LoRA has rank * (inputs + outputs) for each."),
+            (layers * rank * attention, "You count the attention only: gate, up and down of the MLP carry LoRA, too."),
+            (layers * rank * 3 * (hidden + mlp), "You count the MLP only: q, k, v and o carry LoRA, too."),
+            (layers * rank * (4 * 2 * hidden + 3 * (hidden + mlp)), "Keys and values are smaller than queries: they "
+             "have hidden * key_value_heads / heads outputs (grouped-query attention)."),
+            (layers * rank * 2 * (hidden + hidden), "You count q and v only; LoRA is on all seven projections here."),
+        ]  # fmt: skip
+        otherwise = (
+            f"This is {name}. Write down (inputs, outputs) of all seven: each carries rank * (inputs + outputs)."
+        )
+        compare(answer.asked, answer.whole(), wanted, mistakes, otherwise)
+    return "right on our tiny Llama (309,248), on Llama 3.1 8B (83,886,080), and on five shapes in between."
+
+
+@student_check
+def check_rate_factor(rate_factor: Callable[[int, int, int], float], seed: int) -> str:
+    """rate_factor(step, steps, warmup) -> warm-up in equal stairs to 1, then half a cosine down to 0 at ``steps``."""
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        warmup = int(rng.integers(2, 50))
+        steps = warmup + int(rng.integers(10, 200))
+        rate = np.array([ask(rate_factor, step, steps, warmup).number() for step in range(steps)])
+        asked = f"rate_factor(step, {steps}, {warmup})"
+        stairs = np.arange(1, warmup + 1) / warmup
+        mistakes = [
+            (stairs - 1 / warmup, "The first update has the factor 0, it would change nothing. Begin with 1 / warmup."),
+            (np.ones(warmup), "There is no warm-up: the factor rises from 1 / warmup to 1 in `warmup` updates."),
+            (stairs * warmup / steps, "You rise over all steps; the warm-up has `warmup` of them."),
+        ]
+        otherwise = f"The warm-up has equal stairs, {show(stairs[0])}, {show(stairs[1])}, ..., up to 1."
+        compare_numbers(f"{asked} of the warm-up", rate[:warmup], stairs, mistakes, otherwise, tolerance=1e-6)
+        x = np.arange(steps - warmup)  # updates since the warm-up
+        progress, half = x / len(x), "Half a wave from 1 to 0 is (1 + cos) / 2."
+        falls = [
+            (_half_cosine(np.arange(warmup, steps) / steps), "Your cosine counts from step 0; it must begin at 1 where "
+             "the warm-up ends."),
+            (_half_cosine(x / (len(x) - 1)), "The last update has the factor 0, it would change nothing: 0 would be "
+             "reached one update later, at step = steps."),
+            (_half_cosine((x + 1) / len(x)), "The first update after the warm-up still has the factor 1: the wave "
+             "begins there."),
+            (_half_cosine(x / steps), "The cosine takes steps - warmup updates, not `steps`: so it does not end at 0."),
+            (1 - progress, "This falls on a straight line; half a cosine wave is slow at both ends."),
+            (np.cos(np.pi * progress), f"This goes down to -1. {half}"),
+            (np.cos(np.pi / 2 * progress), f"This is a quarter of a wave; it arrives at 0 in full speed. {half}"),
+            (np.ones(len(x)), "It does not fall: after the warm-up comes half a cosine wave down to 0."),
+        ]  # fmt: skip
+        wanted, *mistakes = (
+            np.concatenate([stairs, fall]) for fall in [_half_cosine(progress), *(f for f, _ in falls)]
+        )
+        named = zip(mistakes, [advice for _, advice in falls], strict=True)
+        otherwise = f"After the warm-up: (1 + cos(pi * p)) / 2 with p from 0 at step {warmup} to 1 at step {steps}."
+        compare_numbers(asked, rate, wanted, named, otherwise, tolerance=1e-6)
+    return "five schedules: stairs up to 1, then half a cosine that ends at 0."
+
+
+def _half_cosine(progress: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.cos(np.pi * progress))
+
+
+# --------------------------------------------------------------------------------------------- 05 generalization
+
+
+@student_check
+def check_improvement(improvement: Callable[..., float], seed: int) -> str:
+    """improvement(success bool [maps, E], epsilon [E]) -> growth from epsilon = 0 to epsilon = 1, 9.0 for 900 %.
+
+    The first schedule is the paper's, with two episodes at 0 and ten at 1; the others have other numbers of both, so
+    that only an answer that looks at epsilon is right for all.
+    """
+    rng = np.random.default_rng(seed)
+    for k in range(10):
+        forced, between, free = (2, 18, 10) if k == 0 else rng.integers([1, 18, 1], [6, 25, 9]).tolist()
+        epsilon = np.concatenate([np.zeros(forced), np.linspace(0.1, 0.9, between), np.ones(free)])
+        success = rng.random((211, len(epsilon))) < np.linspace(0.15, rng.uniform(0.6, 1), len(epsilon))
+        success[0, 0] = True  # a growth from nothing would be infinite
+        early, late = success[:, :forced].mean(), success[:, -free:].mean()
+        answer = ask(improvement, success, epsilon)
+        mistakes = [
+            (late / early, "This is the ratio. 'Improves by 100 %' means twice as much: ratio - 1."),
+            (late - early, "This is the difference in points; wanted is the growth relative to the beginning."),
+            ((late - early) / late, "Growth is relative to the *beginning*: divide by the success at epsilon = 0."),
+            ((late / early - 1) * 100, "Write 9.0 for 900 %."),
+            (early / late - 1, "Beginning and end are exchanged: epsilon = 0 is forced play, the beginning."),
+            (_growth(success[:, :10], success[:, -free:]), "The beginning are the episodes with epsilon = 0, not the "
+             "first ten."),
+            (_growth(success[:, :1], success[:, -1:]), "Take *all* episodes with epsilon = 0 and all with 1, not one "
+             "of each."),
+            (_growth(success[:, epsilon < 1], success[:, epsilon == 1]), "The beginning are the episodes with epsilon "
+             "= 0 only, not all below 1."),
+            (_growth(success[:, :2], success[:, 20:]), "You take the same columns whatever epsilon is. Let epsilon "
+             "choose them: `epsilon == 0` and `epsilon == 1`."),
+            (_growth(success[:, :2], success[:, -10:]), "You take the same columns whatever epsilon is. Let epsilon "
+             "choose them: `epsilon == 0` and `epsilon == 1`."),
+        ]  # fmt: skip
+        otherwise = f"Success is {early:.3f} in the {forced} episodes at epsilon = 0 and {late:.3f} in the {free} at 1."
+        compare_numbers(answer.asked, answer.number(), late / early - 1, mistakes, otherwise, tolerance=1e-6)
+    return "growth from forced play to free play, on ten made-up players and schedules."
+
+
+def _growth(early: np.ndarray, late: np.ndarray) -> float:
+    """nan where there is nothing to grow from: no student's answer equals that."""
+    return late.mean() / early.mean() - 1 if early.any() and late.size else np.nan
+
+
+@student_check
+def check_paired_interval(paired_interval: Callable[..., tuple], seed: int) -> str:
+    """paired_interval(success_a, success_b bool [maps, E], resamples, rng) -> 95 % bootstrap interval of a - b."""
+    rng = np.random.default_rng(seed)
+    for _ in range(3):
+        maps, episodes = int(rng.integers(80, 160)), int(rng.integers(8, 14))
+        easy = 0.5 * rng.beta(0.3, 0.3, (maps, 1))  # for both players: some lakes are easy, some hard ...
+        gift = 0.45 * (rng.random((maps, 1)) < 0.5)  # ... and half of them suit player a
+        a = rng.random((maps, episodes)) < easy + gift
+        b = rng.random((maps, episodes)) < easy
+        _check_interval(paired_interval, a, b, rng)
+    _check_draws(paired_interval, a, b)
+    return "lakes are drawn, pairs stay together, and 95 % of the resampled means lie inside."
+
+
+def _check_interval(paired_interval: Callable, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> None:
+    """The interval lies around the difference, is as wide as lakes drawn in pairs make it, and has the right ends."""
+    answer = ask(paired_interval, a, b, 4000, np.random.default_rng(rng.integers(2**32)))
+    low, high = answer.numbers("low, high")
+    difference = (a.astype(float) - b).mean(1)
+    mean, spread = difference.mean(), difference.std() / len(difference) ** 0.5
+    width, wanted = high - low, 2 * 1.96 * spread
+    ends = [mean - wanted / 2, mean + wanted / 2]
+
+    def wrong(advice: str) -> Wrong:
+        return Wrong(
+            answer.asked, f"{show([low, high])}, {width:.3g} wide", f"about {show(ends)}, {wanted:.3g} wide", advice
+        )
+
+    if width < 0:
+        raise wrong("The ends are exchanged: return low, high.")
+    if low < -mean < high and not low < mean < high:
+        raise wrong("This is the interval of b minus a; wanted is a minus b.")
+    if not low < mean < high:
+        raise wrong(f"An interval of the mean has to hold the mean itself, {mean:.3f}.")
+    if width > 4 * wanted:
+        raise wrong("Yours is how much single lakes differ, not how sure the mean is. Each resample is a *mean* over "
+                    "as many lakes as there are.")  # fmt: skip
+    unpaired = 2 * 1.96 * np.hypot(a.mean(1).std(), b.mean(1).std()) / len(a) ** 0.5
+    by_episode = 2 * 1.96 * (a.astype(float) - b).std() / a.size**0.5
+    if not 0.9 < width / wanted < 1.1:
+        mistakes = [
+            (unpaired, "You draw the lakes of a and b independently. Both played the *same* lakes: draw lakes, and "
+                       "take a and b of the lakes drawn."),
+            (by_episode, "You draw single episodes. Episodes of one lake are alike, so they are not independent: draw "
+                         "whole lakes."),
+            (2 * spread, "This is one standard error to each side, which holds about 68 %; take the 2.5 % and 97.5 % "
+                         "quantiles of the resampled means."),
+            (2 * 1.645 * spread, "This holds 90 %: 2.5 % must lie outside on *each* side."),
+        ]  # fmt: skip
+        distance, advice = min((abs(np.log(max(width, 1e-9) / mistake)), advice) for mistake, advice in mistakes)
+        raise wrong(advice if distance < 0.1 else "Take the 2.5 % and 97.5 % quantiles of many resampled means.")
+    if abs(low - ends[0]) > 0.09 * wanted:
+        raise wrong(
+            "The ends are not the 2.5 % and 97.5 % quantiles, with as much left out on one side as on the other."
+        )
+
+
+def _check_draws(paired_interval: Callable, a: np.ndarray, b: np.ndarray) -> None:
+    """The interval comes from ``resamples`` draws by ``rng`` and from nothing else."""
+
+    def interval(resamples: int, start: int) -> tuple[str, list[float]]:
+        answer = ask(paired_interval, a, b, resamples, np.random.default_rng(start))
+        return answer.asked, answer.numbers("low, high")
+
+    (asked, first), (_, again) = interval(50, 1), interval(50, 1)
+    if first != again:
+        advice = "Draw with the `rng` that you are given, and with no other: so that the interval can be made again."
+        raise Wrong(f"{asked} twice", f"{show(first)} and then {show(again)}", "the same", advice)
+    if all(interval(50, start)[1] == first for start in range(2, 8)):  # one may be the same: success comes in steps
+        advice = "Nothing seems to be drawn: a bootstrap draws lakes with `rng`, and `resamples` times."
+        raise Wrong(f"{asked} with several generators", "the same to the last digit", "a little different", advice)
+    asked, (low, high) = interval(1, 3)
+    if low != high:
+        raise Wrong(
+            asked, show([low, high]), "one number twice", "`resamples` says how many means there are: here one."
+        )
+
+
+@student_check
+def check_objections(objections: Callable[[], list[tuple[str, str]]], seed: int) -> str:
+    """objections() -> at least four different pairs (objection, what would answer it)."""
+    answer = ask(objections)
+    entries = answer.entries()
+    for entry in entries:
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            advice = "Each entry is a pair of strings: (objection, what would answer it)."
+            raise Wrong(answer.asked, f"a list with {show(entry)}", "a list of pairs", advice)
+        if min(len(part.split()) for part in entry) < 2:
+            advice = "Write a few words for each part of a pair."
+            raise Wrong(answer.asked, f"a list with {show(entry)}", "a sentence on each side", advice)
+        if _same_words(*entry):
+            advice = "An answer is the figure or number that would settle the objection, not the objection again."
+            raise Wrong(answer.asked, f"a list with {show(entry)}", "two different texts", advice)
+    if len(entries) < 4:
+        advice = "Look at the beginning of the curve, at who else might play, at the number of lakes, at the training."
+        raise Wrong(answer.asked, f"a list of {len(entries)}", "at least four objections", advice)
+    different = sum(
+        not any(_same_words(entry[0], earlier[0]) for earlier in entries[:i]) for i, entry in enumerate(entries)
+    )
+    if different < 4:
+        advice = "An objection that is repeated counts once."
+        raise Wrong(answer.asked, f"{different} different objections", "at least four", advice)
+    return f"{len(entries)} objections. Nobody but you can grade them: compare with the solution below."
+
+
+def _same_words(one: str, other: str) -> bool:
+    return one.lower().split() == other.lower().split()

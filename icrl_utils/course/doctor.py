@@ -1,0 +1,84 @@
+"""What a bug report needs: versions, device, memory, compiler and the state of the assets."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from icrl_utils import versions
+from icrl_utils.lake.held_out import held_out_maps
+from icrl_utils.paths import ASSETS, ROOT
+from icrl_utils.profiles import get_profile
+
+Finding = tuple[str, str, bool]  # name, what was found, and whether it is as it should be
+
+
+def report(profile: str | None = None) -> str:
+    """One line for each finding; those that need attention begin with ``!``."""
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    findings = [("python", python, True), *_packages(), *_hardware(), _profile(profile), *_assets()]
+    return "\n".join(f"{' ' if fine else '!'} {name:24s} {found}" for name, found, fine in findings)
+
+
+def _packages() -> Iterator[Finding]:
+    for package in versions.packages():
+        yield package.requirement.name, str(package) if package.fault else package.installed, package.fault is None
+
+
+def _hardware() -> Iterator[Finding]:
+    import torch
+
+    memory = psutil.virtual_memory()
+    yield "cpu", f"{os.cpu_count()} logical cores, {torch.get_num_threads()} torch threads, {_cpu_features()}", True
+    yield "memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free", True
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        # A T4 emulates bf16 and calls that supported; emulated bf16 is slower than fp32.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        yield "gpu", f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, native bf16: {_yes(native)}", True
+    else:
+        yield "gpu", "none: the profiles smoke and cpu run without one", True
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "cl"))), None)
+    yield "compiler", Path(compiler).name if compiler else "none: training runs without torch.compile, slower", True
+
+
+def _cpu_features() -> str:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return f"{capability}, native bf16: {_yes(native)}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _profile(name: str | None) -> Finding:
+    try:
+        return "profile", get_profile(name).name, True
+    except (ValueError, RuntimeError) as error:
+        return "profile", str(error), False
+
+
+def _assets() -> Iterator[Finding]:
+    """The held-out maps, and the weights beside every run.json against the sha256 that stands in it."""
+    try:
+        held_out_maps("in_distribution")
+        yield "held-out maps", "unaltered", True
+    except (ValueError, FileNotFoundError) as error:
+        yield "held-out maps", str(error), False
+    runs = sorted(ASSETS.rglob("run.json"))
+    if not runs:
+        yield "weights", f"none found in {ASSETS.name}/: run from a clone of the repository", False
+    for run in runs:
+        wanted = json.loads(run.read_text(encoding="utf-8"))["sha256"]
+        found = [hashlib.sha256(weights.read_bytes()).hexdigest() for weights in run.parent.glob("*model.safetensors")]
+        fine = found == [wanted]
+        state = "unaltered" if fine else "weights missing or altered; restore them with git checkout"
+        yield run.parent.relative_to(ROOT).as_posix(), state, fine

@@ -1,0 +1,257 @@
+"""Thin ipywidgets skins: every picture comes from ``plots/``, every rule from ``lake/`` and ``play/``.
+
+Only what ipywidgets 7.7 (Colab) and 8 have in common is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from icrl_utils.history.episodes import OUTCOMES, Episode
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.env import STEP_LIMIT
+from icrl_utils.lake.maps import ACTIONS, LakeMap
+from icrl_utils.play.policy import Policy
+from icrl_utils.play.rollout import Records, rollout
+from icrl_utils.plots.curves import Curves, plot_learning_curves, success_by_policy
+from icrl_utils.plots.lakes import plot_trajectories
+from icrl_utils.plots.style import ARROWS
+
+
+def show_figure(output: ipywidgets.Output, figure: Figure) -> None:
+    """Replace what ``output`` shows by a picture, at once: no flicker, and the same with and without a kernel."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    picture = base64.b64encode(buffer.getvalue()).decode("ascii")
+    output.outputs = ({"output_type": "display_data", "data": {"image/png": picture}, "metadata": {}},)
+
+
+# ------------------------------------------------------------------------------------------- learning-curve explorer
+
+
+class LearningCurveExplorer(ipywidgets.VBox):
+    """See ``learning_curve_explorer``. Attributes ``smoothing, maps, schedule, policies, output`` are its widgets."""
+
+    def __init__(self, curves: Mapping[str, Curves], resamples: int):
+        self.curves, self.resamples = dict(curves), resamples
+        longest = max(len(values) for group in curves.values() for values in success_by_policy(group).values())
+        wide = {"description_width": "10em"}
+        layout = ipywidgets.Layout(width="26em")
+        self.smoothing = ipywidgets.IntSlider(
+            value=1, min=1, max=10, description="mean of episodes", style=wide, layout=layout, continuous_update=False
+        )
+        self.maps = ipywidgets.IntSlider(
+            value=longest, min=min(5, longest), max=longest, description="number of lakes", style=wide, layout=layout,
+            continuous_update=False,
+        )  # fmt: skip
+        self.schedule = ipywidgets.Dropdown(options=list(curves), description="schedule", style=wide, layout=layout)
+        self.policies = ipywidgets.SelectMultiple(description="players", layout=ipywidgets.Layout(width="22em"))
+        self.output = ipywidgets.Output()
+        self._offer_policies()
+        for widget in (self.smoothing, self.maps, self.policies):
+            widget.observe(self._draw, "value")
+        self.schedule.observe(self._offer_policies, "value")
+        controls = ipywidgets.VBox([self.smoothing, self.maps, self.schedule])
+        super().__init__([ipywidgets.HBox([controls, self.policies]), self.output])
+        self._draw()
+
+    def figure(self) -> Figure:
+        """What the controls ask for, drawn by ``plot_learning_curves``."""
+        name = self.schedule.value
+        group = self.curves[name]
+        success = success_by_policy(group)
+        chosen = {policy: success[policy][: self.maps.value] for policy in self.policies.value}
+        return plot_learning_curves(
+            chosen, _epsilon(group, name), smooth=self.smoothing.value,
+            title=f"Schedule: {name}" if len(self.curves) > 1 else "", resamples=self.resamples,
+        )  # fmt: skip
+
+    def _offer_policies(self, change: object = None) -> None:
+        """The players of the chosen schedule; those that were chosen before stay chosen."""
+        offered = list(success_by_policy(self.curves[self.schedule.value]))
+        kept = [policy for policy in self.policies.value if policy in offered]
+        self.policies.options = offered
+        self.policies.rows = min(8, max(3, len(offered)))
+        self.policies.value = kept or offered  # new options have emptied it: this draws
+
+    def _draw(self, change: object = None) -> None:
+        if self.policies.value:
+            show_figure(self.output, self.figure())
+
+
+def learning_curve_explorer(curves: Mapping[str, Curves] | Curves, resamples: int = 500) -> LearningCurveExplorer:
+    """Success by episode with four controls: players, schedule, number of lakes, smoothing.
+
+    Args:
+        curves: schedule -> what ``plot_learning_curves`` takes, for example
+            ``{"paper": [records, ...], "greedy": {"agent": success, ...}}``; or for one schedule only that.
+        resamples: bootstrap samples for a band; fewer than in a printed figure, so that it answers at once.
+    """
+    one_schedule = not isinstance(curves, Mapping) or any(isinstance(v, Records | np.ndarray) for v in curves.values())
+    return LearningCurveExplorer({"as played": curves} if one_schedule else curves, resamples)
+
+
+def _epsilon(group: Curves, name: str) -> np.ndarray | str | None:
+    if isinstance(group, Records):
+        group = [group]
+    for records in group.values() if isinstance(group, Mapping) else group:
+        if isinstance(records, Records):
+            return records.epsilon
+    return name if name in ("paper", "greedy") else None
+
+
+# -------------------------------------------------------------------------------------------------- play it yourself
+
+
+class Game:
+    """A few episodes on one lake, played by hand. It knows the rules and no widgets.
+
+    Args:
+        starts: the start tile of every episode.
+    """
+
+    def __init__(self, lake_map: LakeMap, starts: list[int]):
+        self.lake_map, self.starts = lake_map, starts
+        self.episodes: list[Episode] = []  # those that have ended
+        self._tiles, self._actions = [starts[0]], []
+
+    @property
+    def over(self) -> bool:
+        return len(self.episodes) == len(self.starts)
+
+    @property
+    def tile(self) -> int:
+        return self._tiles[-1]
+
+    @property
+    def history(self) -> str:
+        """All that the player has seen, in the compact text that the agent reads."""
+        running = [] if self.over else [Episode(tuple(self._tiles), tuple(self._actions))]
+        return HistoryFormat("compact").render([*self.episodes, *running])
+
+    def move(self, action: int) -> str | None:
+        """Take ``action`` 0..3. Returns how the episode ended, None if it goes on. After the last one nothing moves."""
+        if self.over:
+            return None
+        tile = int(self.lake_map.next_tile[self.tile, action])
+        self._tiles.append(tile)
+        self._actions.append(action)
+        outcome = None
+        if tile in self.lake_map.goals:
+            outcome = "goal"
+        elif tile in self.lake_map.holes:
+            outcome = "hole"
+        elif len(self._actions) == STEP_LIMIT:
+            outcome = "limit"
+        if outcome:
+            self.episodes.append(Episode(tuple(self._tiles), tuple(self._actions), outcome))
+            if not self.over:
+                self._tiles, self._actions = [self.starts[len(self.episodes)]], []
+        return outcome
+
+
+class PlayAgainstAgent(ipywidgets.VBox):
+    """See ``play_against_agent``. Attributes: ``game``, ``records`` of the agent, ``buttons``, ``reveal``."""
+
+    def __init__(self, lake_map: LakeMap, records: Records):
+        self.records = records
+        self.opponent = records.episodes(0)
+        self.game = Game(lake_map, [episode.tiles[0] for episode in self.opponent])
+        self.buttons = {
+            action: ipywidgets.Button(
+                description=f"{ARROWS[action]} {action}", layout=ipywidgets.Layout(width="7em", height="3em")
+            )
+            for action in ACTIONS
+        }
+        for action, button in enumerate(self.buttons.values()):
+            button.on_click(lambda _, action=action: self._move(action))
+        self.reveal = ipywidgets.Button(
+            description="Show the lake (spoiler)", button_style="info", layout=ipywidgets.Layout(width="14em")
+        )
+        self.reveal.on_click(self._reveal)
+        self.view, self.table, self.output = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
+        self._message = "Where is the goal? Nobody tells you: try."
+        self._refresh()
+        keys = ipywidgets.HBox([self.buttons[action] for action in ("left", "down", "up", "right")])
+        super().__init__([self.view, keys, self.table, self.reveal, self.output])
+
+    def _move(self, action: int) -> None:
+        outcome = self.game.move(action)
+        self._message = {
+            "goal": "★ Goal! A new episode begins, on the same lake.",
+            "hole": "✕ A hole. A new episode begins, on the same lake: it is where it was.",
+            "limit": f"… {STEP_LIMIT} moves without an end: cut off. A new episode begins, on the same lake.",
+            None: f"You moved {ACTIONS[action]}.",
+        }[outcome]
+        if self.game.over:
+            self._message = "That was the last episode. Now look at the lake."
+        self._refresh()
+
+    def _refresh(self) -> None:
+        words = self.game.history.split()
+        shown = " ".join(words[-60:])
+        number = len(self.game.episodes) + (not self.game.over)
+        place = "–" if self.game.over else self.game.tile
+        self.view.value = (
+            f"<div style='font-size:110%'>Episode {number} of {len(self.game.starts)}. You stand on tile "
+            f"<b style='font-size:200%'>{place}</b> &nbsp; {html.escape(self._message)}</div>"
+            f"<div style='font-family:monospace; max-width:60em; opacity:.75'>"
+            f"{'… ' if len(words) > 60 else ''}{html.escape(shown)}</div>"
+        )
+        self.table.value = self._score_table()
+        for button in self.buttons.values():
+            button.disabled = self.game.over
+
+    def _score_table(self) -> str:
+        played = len(self.game.episodes)
+        header = "".join(f"<th style='padding:0 .6em'>{i + 1}</th>" for i in range(len(self.opponent)))
+        yours = [_score(episode) for episode in self.game.episodes] + [""] * (len(self.opponent) - played)
+        # The agent's score of an episode stays hidden until you have played it, or you could copy its way.
+        theirs = [_score(episode) for episode in self.opponent[:played]] + [""] * (len(self.opponent) - played)
+        rows = "".join(
+            f"<tr><td style='padding-right:1em'>{name}</td>"
+            + "".join(f"<td style='text-align:center; padding:0 .6em'>{cell}</td>" for cell in cells)
+            + "</tr>"
+            for name, cells in (("you", yours), (html.escape(self.records.policy), theirs))
+        )
+        return (
+            f"<table><tr><td>episode</td>{header}</tr>{rows}</table>"
+            f"<small>★ goal, ✕ hole, … cut off after {STEP_LIMIT} moves; the number says how many moves</small>"
+        )
+
+    def _reveal(self, _: object = None) -> None:
+        lake_map, episodes = self.game.lake_map, {}
+        if self.game.episodes:
+            last = len(self.game.episodes) - 1
+            episodes[f"you, episode {last + 1}"] = self.game.episodes[last]
+            episodes[f"{self.records.policy}, episode {last + 1}"] = self.opponent[last]
+        else:
+            episodes[f"{self.records.policy}, last episode"] = self.opponent[-1]
+        show_figure(self.output, plot_trajectories(lake_map, episodes))
+
+
+def play_against_agent(
+    agent: Policy,
+    lake_map: LakeMap,
+    schedule: str | Sequence[float] = "greedy",
+    episodes: int | None = None,
+    seed: int = 0,
+) -> PlayAgainstAgent:
+    """Play a lake by its tile numbers alone, and compare yourself with ``agent`` on the same lake and the same starts.
+
+    The agent plays all its episodes when the widget is made, with a fresh history; ``schedule`` and ``episodes`` are
+    those of ``rollout``.
+    """
+    return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], schedule, seed=seed, episodes=episodes))
+
+
+def _score(episode: Episode) -> str:
+    symbol = dict(zip(OUTCOMES, ("", "★", "✕", "…"), strict=True))[episode.outcome]
+    return f"{symbol} {episode.steps}"

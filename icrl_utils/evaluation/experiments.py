@@ -1,0 +1,275 @@
+"""One function per experiment; each lets policies play the same maps with the same luck and returns one tidy table.
+
+A table is a dict of equally long columns, one row per policy, training seed, map and episode (see ``COLUMNS``). The
+shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from icrl_utils.history.episodes import HOLE
+from icrl_utils.lake.held_out import held_out_maps
+from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, LakeMap, MapDistribution
+from icrl_utils.llama.agent import load_agent
+from icrl_utils.paths import ASSETS, BUILD, atomically
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.play.policy import Policy
+from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
+from icrl_utils.play.rollout import rollout
+from icrl_utils.plots.curves import plot_learning_curves
+from icrl_utils.profiles import Profile, get_profile
+from icrl_utils.ranges import checked_seed
+from icrl_utils.statistics import (
+    Interval,
+    Ratio,
+    episodes_to_first_success,
+    interval,
+    repeat_deaths,
+    retention,
+    shortest_path_rate,
+)
+
+Table = dict[str, np.ndarray]
+COLUMNS = {
+    "policy": str,
+    "training_seed": int,  # -1: nothing was trained
+    "map": int,  # place in the list of maps
+    "episode": int,  # 0, 1, ...
+    "epsilon": float,  # probability that the policy acted
+    "success": int,
+    "steps": int,
+    "optimal_steps": int,
+    "repeat_death": int,  # died on a (tile, action) that had killed on this map before
+}
+
+
+def in_distribution(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
+    """Does it learn on lakes of the training sizes, 3..5, that it never saw? The paper's schedule (its Fig. 3)."""
+    return compare(policies, held_out_maps("in_distribution") if maps is None else maps, "paper", **options)
+
+
+def out_of_distribution(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
+    """And on larger lakes, 6..7? The paper's schedule (its Fig. 4). DQN never saw these sizes; the tiny Llama's
+    pretraining saw random play on them."""
+    return compare(policies, held_out_maps("out_of_distribution") if maps is None else maps, "paper", **options)
+
+
+def exploration(policies: Sequence[Policy], maps: Sequence[LakeMap] | None = None, **options) -> Table:
+    """Does it explore on its own? In-distribution lakes, the policy acts from the first step on (section 4.6)."""
+    return compare(policies, held_out_maps("in_distribution") if maps is None else maps, "greedy", **options)
+
+
+EXPERIMENTS: dict[str, tuple[Callable[..., Table], MapDistribution]] = {
+    "in_distribution": (in_distribution, PAPER_IN_DISTRIBUTION),
+    "out_of_distribution": (out_of_distribution, PAPER_OUT_OF_DISTRIBUTION),
+    "exploration": (exploration, PAPER_IN_DISTRIBUTION),
+}
+
+
+def compare(
+    policies: Sequence[Policy],
+    maps: Sequence[LakeMap],
+    schedule: str | Sequence[float] = "paper",
+    seed: int = 0,
+    progress: bool = False,
+) -> Table:
+    """``rollout`` of every policy on the same maps, schedule and seed, as one table."""
+    if not isinstance(policies, Sequence) or not policies:
+        raise ValueError(f"policies={policies!r}: pass a list of at least one policy, for example [RandomPolicy()].")
+    parts = []
+    for policy in policies:
+        records = rollout(policy, maps, schedule, seed, progress=progress)
+        n, episodes = records.success.shape
+        shape = (n, episodes)
+        trained = getattr(policy, "training_seed", None)
+        died_again = repeat_deaths(records.tiles, records.actions, records.steps, records.outcome == HOLE)
+        columns = {
+            "policy": np.full(shape, records.policy),
+            "training_seed": np.full(shape, -1 if trained is None else trained),
+            "map": np.broadcast_to(np.arange(n)[:, None], shape),
+            "episode": np.broadcast_to(np.arange(episodes), shape),
+            "epsilon": np.broadcast_to(records.epsilon, shape),
+            "success": records.success,
+            "steps": records.steps,
+            "optimal_steps": records.optimal_steps,
+            "repeat_death": died_again,
+        }
+        parts.append({name: values.ravel().astype(COLUMNS[name]) for name, values in columns.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+
+
+def by_policy(table: Table, column: str = "success") -> dict[str, np.ndarray]:
+    """policy -> float64 [training seeds, maps, episodes], in the order of the table."""
+    result = {}
+    for policy in dict.fromkeys(table["policy"].tolist()):
+        rows = table["policy"] == policy
+        shape = [len(np.unique(table[key][rows])) for key in ("training_seed", "map", "episode")]
+        if np.prod(shape) != rows.sum():
+            raise ValueError(
+                f"table holds {rows.sum()} rows of {policy!r}, not {shape} seeds x maps x episodes; remake it."
+            )
+        order = np.lexsort([table[key][rows] for key in ("episode", "map", "training_seed")])
+        result[policy] = table[column][rows][order].reshape(shape).astype(float)
+    return result
+
+
+def summary(table: Table, episodes: slice = slice(-10, None)) -> list[dict]:
+    """Per policy the metrics of ``statistics`` with 95 % intervals over maps, averaged over training seeds.
+
+    Success, repeat deaths and shortest paths count ``episodes`` only (by default the last ten), retention and the
+    first success all of them.
+    """
+    columns = {name: by_policy(table, name) for name in ("success", "steps", "optimal_steps", "repeat_death")}
+    rows = []
+    for policy in columns["success"]:
+        success, steps, optimal, died_again = (values[policy] for values in columns.values())
+        part = (slice(None), slice(None), episodes)
+
+        def over_seeds(metric, *arrays):
+            return Ratio(*np.mean([metric(*run) for run in zip(*arrays, strict=True)], axis=0))
+
+        rows.append(
+            {
+                "policy": policy,
+                "training_seeds": len(success),
+                "maps": success.shape[1],
+                "success": interval(success[part].mean((0, 2))),
+                "repeat_death": interval(died_again[part].mean((0, 2))),
+                "shortest_path": interval(*over_seeds(shortest_path_rate, success[part], steps[part], optimal[part])),
+                "retention": interval(*over_seeds(retention, success)),
+                "first_success": interval(np.mean([episodes_to_first_success(run) for run in success], axis=0)),
+            }
+        )
+    return rows
+
+
+def write_csv(path: str | Path, table: Table) -> None:
+    """Write a table, gzipped where ``path`` ends in .gz. An old file stays whole until the new one is complete."""
+    path = Path(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in COLUMNS.items()]
+    writer.writerows(zip(*columns, strict=True))
+    data = text.getvalue().encode()
+    with atomically(path) as part:  # mtime: the same table gives the same file
+        part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read_csv(path: str | Path) -> Table:
+    """A table as ``write_csv`` wrote it."""
+    path = Path(path)
+    if not path.exists():
+        name, write = path.name.removesuffix(".gz").removesuffix(".csv"), " --write" * path.is_relative_to(ASSETS)
+        raise FileNotFoundError(
+            f"path={str(path)!r} does not exist; make it with `python -m icrl_utils evaluate {name}{write}`."
+        )
+    data = path.read_bytes()
+    header, *rows = csv.reader(io.StringIO((gzip.decompress(data) if path.suffix == ".gz" else data).decode()))
+    if header != list(COLUMNS):
+        raise ValueError(f"path={str(path)!r} has columns {header}, not {list(COLUMNS)}; make it again.")
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    return {name: np.array(column, dtype=kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
+
+
+def results_path(name: str, folder: Path = ASSETS / "results") -> Path:
+    """Where the table of an experiment is. Gzipped: half a megabyte instead of four."""
+    return folder / f"{name}.csv.gz"
+
+
+def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, write: bool = False) -> Path:
+    """``python -m icrl_utils evaluate NAME``: all shipped agents and all baselines on the held-out maps.
+
+    The ``smoke`` profile plays a few maps, the others all 500. The table goes to ``build/results``, with ``write`` to
+    ``assets/results``, where the committed one is. Prints the summary and returns the file.
+    """
+    seed = checked_seed(seed)
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment={name!r} is unknown; choose one of: {', '.join(EXPERIMENTS)}.")
+    profile = get_profile() if profile is None else profile
+    is_smoke = profile.name == "smoke"
+    if write and is_smoke:
+        raise ValueError(f"--write with profile {profile.name!r}: committed records show all lakes, use --profile cpu.")
+    if profile.adapter is None:
+        raise ValueError(
+            f"profile={profile.name!r} ships no trained adapter to evaluate; use --profile cpu, or train one and call "
+            f"icrl_utils.experiments.{name}([load_agent(FOLDER)])."
+        )
+    experiment, law = EXPERIMENTS[name]
+    maps = held_out_maps("out_of_distribution" if name == "out_of_distribution" else "in_distribution")
+    policies = [*shipped_agents(profile.adapter), *baselines(law)]
+    table = experiment(policies, maps[: profile.maps] if is_smoke else maps, seed=seed, progress=True)
+    path = results_path(name, (ASSETS if write else BUILD) / "results")
+    write_csv(path, table)
+    print(describe(summary(table)))
+    print(f"written: {path}")
+    return path
+
+
+def shipped_agents(adapter: str) -> list[Policy]:
+    """The main agent, its other training seeds (``assets/adapters/ADAPTER*``) and its memory-less twin."""
+    folders = sorted(file.parent for file in (ASSETS / "adapters").glob(f"{adapter}*/adapter_config.json"))
+    main = ASSETS / "adapters" / adapter
+    others = [load_agent(folder) for folder in folders if folder != main]
+    return [load_agent(main), *others, load_agent(main, memory=False)]
+
+
+def baselines(law: MapDistribution) -> list[Policy]:
+    """Fresh ones; only posterior sampling knows the ``law`` that the maps come from."""
+    learners = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
+    return [RandomPolicy(), *learners, OraclePolicy()]
+
+
+def describe(rows: list[dict]) -> str:
+    """A summary as a text table, narrow enough for a notebook: estimates and 95 % intervals, three digits each."""
+    metrics = [name for name, value in rows[0].items() if isinstance(value, Interval)]
+    lines = [f"{'policy':<21}" + "".join(f"{name:<15}" for name in metrics)]
+    for row in rows:
+        cells = ("{} {}-{}".format(*map(_three_digits, row[name][:3])) for name in metrics)
+        lines.append(f"{row['policy']:<21}" + "".join(f"{cell:<15}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _three_digits(x: float) -> str:
+    """.003, .974, 1.00, 10.5"""
+    return f"{x:.3f}".removeprefix("0") if x < 0.9995 else f"{x:#.3g}"
+
+
+TITLES = {
+    "in_distribution": "On lakes never seen, of the training sizes (3 to 5 wide and high)",
+    "out_of_distribution": "On larger lakes (6 to 7; DQN never saw these sizes, pretraining saw random play on them)",
+    "exploration": "The player decides from the first move on (lakes 3 to 5 wide and high)",
+}
+
+
+def plot_experiment(table: Table, name: str) -> Figure:
+    """Success by episode of every policy in the table of the experiment ``name``."""
+    first = (table["map"] == 0) & (table["policy"] == table["policy"][0])
+    first &= table["training_seed"] == table["training_seed"][first][0]
+    epsilon = table["epsilon"][first][np.argsort(table["episode"][first])]
+    return plot_learning_curves(by_policy(table), epsilon, title=TITLES[name])
+
+
+def draw(table_file: Path) -> Path:
+    """``.../results/NAME.csv.gz`` -> ``.../figures/NAME.png``. Returns the picture's path."""
+    name = table_file.name.split(".")[0]
+    picture = table_file.parent.parent / "figures" / f"{name}.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plot_experiment(read_csv(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
+    print(f"written: {picture}")
+    return picture
+
+
+def draw_shipped() -> None:
+    """The figures of all shipped tables, without playing."""
+    for name in TITLES:
+        for table_file in (ASSETS / "results").glob(f"{name}.csv.gz"):
+            draw(table_file)

@@ -1,0 +1,1 @@
+"""Lesson 01: episodes <-> text <-> ids, and where the decisions stand."""

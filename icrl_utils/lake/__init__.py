@@ -1,0 +1,1 @@
+"""Lesson 01: what a lake is, the environments, and the lists of lakes that are held out."""

@@ -1,0 +1,275 @@
+"""The Llama as a policy: many histories in lock-step, one forward pass per step, a choice among four Q-values.
+
+Each step appends a few tokens to every history (two in the compact format). Keys and values of all earlier tokens
+are kept in buffers that double when they are full, so that no step copies them. Which earlier tokens a history may
+still see is decided per row by a mask: rotary positions are relative, so a hidden prefix is as good as a cleared
+context, without moving anything.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from icrl_utils.history.episodes import RESET
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.maps import LakeMap
+from icrl_utils.llama.adapters import backbone, keep_dtype, never_repack
+from icrl_utils.llama.attention import check_attention
+from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
+from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_history, load_llama
+from icrl_utils.llama.readout import QReadout, action_logits
+from icrl_utils.paths import ASSETS, ROOT, file_sha256, in_repository
+from icrl_utils.play.policy import Choice, Step, check_started, check_temperature
+
+CACHE_BYTES = 2**30  # keys and values of all maps played at once
+TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
+
+
+def maps_at_once(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Maps whose keys and values in ``dtype`` fit into ``CACHE_BYTES`` at ``TYPICAL_TOKENS`` tokens per history."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+    return max(1, CACHE_BYTES // (per_token * TYPICAL_TOKENS))
+
+
+class Agent:
+    """A causal Llama that plays: it reads its history and chooses an action by four Q-values.
+
+    Q(history, a) = link(z_a), z_a = scale * logit of a's word - offset at the last token of the history (see
+    ``QReadout``). The action is drawn from a softmax of z, see ``Choice``. Behind the sigmoid link z is about log Q if
+    Q is small: which of two moves is drawn depends on the *ratio* of their values, so a seen hole hardly ever is.
+
+    Args:
+        model: a ``LlamaForCausalLM``, plain or wrapped by peft (its active adapter plays). It is used, not copied: a
+            training run can evaluate the very model that it trains.
+        format: how histories are written; ``readout``: from logits to Q.
+        memory: False is the memory-less baseline: the same model, its context cleared at every episode.
+        name: in records; by default ``agent`` or ``memory-less``.
+        max_tokens: a longer history loses whole oldest episodes, which is said once. Tokens that stay have seen the
+            dropped ones: their keys and values are not recomputed.
+        autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
+        training_seed: in records; the seed of the training run that made the weights, None for a live one.
+        temperature: of the choice after ``policy.PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        format: HistoryFormat,
+        readout: QReadout,
+        memory: bool = True,
+        name: str | None = None,
+        max_tokens: int = CONTEXT,
+        autocast: torch.dtype | None = None,
+        training_seed: int | None = None,
+        temperature: float = 0.0,
+    ):
+        check_temperature(temperature)
+        check_attention(model)
+        self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
+        self.name = name if name is not None else "agent" if memory else "memory-less"
+        self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
+        self.temperature = temperature
+        self._choice = None  # before `start`
+        self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
+        self._warned = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_output_embeddings().weight.device
+
+    @property
+    def batch_maps(self) -> int:
+        return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
+
+    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+        n, self._choice = len(maps), Choice(self.temperature, rngs)
+        self._cache = GrowingCache()
+        # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
+        self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
+        self._now = torch.full((n,), -1, dtype=torch.int16, device=self.device)
+        self._oldest = torch.zeros(n, dtype=torch.int16, device=self.device)
+        self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
+
+    def act(self, step: Step) -> np.ndarray:
+        return self._choice(self.append(step).cpu().numpy(), step)
+
+    def append(self, step: Step) -> Tensor:
+        """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
+        check_started(self, self._choice)
+        ids = torch.from_numpy(self.format.encode_steps(*step)).to(self.device)
+        self._now += torch.from_numpy(step.action == RESET).to(self._now)
+        # In the compact text `reset` closes the episode before it (at the very first step there is none).
+        closes_episode = (ids == self._reset_id).to(torch.int16)
+        episode = torch.where(ids >= 0, self._now[:, None] - closes_episode, -1)
+        used = (episode >= 0).any(0)
+        ids, episode = ids[:, used], episode[:, used]
+        self._episode = torch.cat([self._episode, episode], 1)
+        self._forget()
+
+        real = episode >= 0
+        position = self._position[:, None] + real.cumsum(1) - 1
+        self._position += real.sum(1)
+        hidden = self._forward(ids.clamp(min=0), position.clamp(min=0), self._mask(ids.shape[1]))
+        last = hidden[torch.arange(len(ids), device=self.device), real.sum(1) - 1]
+        return self._read(last)
+
+    def keep(self, rows: np.ndarray) -> None:
+        self._choice.keep(rows)
+        rows = torch.from_numpy(rows).to(self.device)
+        self._cache.keep(rows)
+        self._episode, self._now = self._episode[rows], self._now[rows]
+        self._oldest, self._position = self._oldest[rows], self._position[rows]
+
+    def q_values(self, text: str) -> np.ndarray:
+        """float32 [4]: Q of left, down, right, up at the end of one history, in the words of ``format``.
+
+        Raises ValueError for unknown words and for a text that does not end where an action is due.
+        """
+        episodes = self.format.parse(text)
+        last = episodes[-1] if episodes else None
+        if last is None or last.outcome is not None or last.tiles[-1] is None:
+            raise ValueError(
+                f"text={text[-60:]!r} does not end where an action is due; end it with the tile on which the agent "
+                "stands (in the paper format with the header of the action)."
+            )
+        episodes = self.format.fit(episodes, self.max_tokens) if self.memory else [last]
+        ids = self.format.tokenize(self.format.render(episodes))
+        return self.readout.q(torch.from_numpy(self.read(ids))).numpy()
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [4]: the read-out z at the end of int64 token ids [T], from one forward pass without a cache."""
+        return self._read(self._forward(torch.from_numpy(ids)[None].to(self.device))[:, -1])[0].cpu().numpy()
+
+    def _forget(self) -> None:
+        """Hide what a row must not see any more, and drop columns that no row sees."""
+        if self.memory and self._episode.shape[1] <= self.max_tokens:
+            return
+        if not self.memory:
+            self._oldest = self._now.clone()
+        while (full := (self._episode >= self._oldest[:, None]).sum(1) > self.max_tokens).any():
+            if (full & (self._oldest == self._now)).any():
+                raise ValueError(f"max_tokens={self.max_tokens} is too short for one episode; give a longer context.")
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"a history is longer than max_tokens={self.max_tokens}: its oldest episodes are dropped (said "
+                    "once)",
+                    stacklevel=5,
+                )
+            self._oldest += full
+        hidden = int((self._episode >= self._oldest[:, None]).any(0).int().argmax())
+        cached = self._cache.get_seq_length()
+        if 2 * hidden > cached and hidden <= cached:  # seldom, so that the columns are not moved at every step
+            self._cache.drop(hidden)
+            self._episode = self._episode[:, hidden:]
+
+    def _mask(self, new: int) -> Tensor:
+        """bool [n, 1, new, tokens]: which tokens each new one attends to. Every token sees itself, hidden or not: a
+        row without any would be NaN."""
+        total = self._episode.shape[1]
+        own = torch.arange(total - new, total, device=self.device)[:, None]
+        column = torch.arange(total, device=self.device)
+        visible = (self._episode >= self._oldest[:, None])[:, None] & (column < own)
+        return (visible | (column == own))[:, None]
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, position: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Hidden states [n, new tokens, d] after the last layer; with a mask the tokens join the cache."""
+        # Dropout off, and activation checkpointing too, under which the library would drop the cache.
+        training = self.model.training
+        if training:
+            self.model.eval()
+        precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        cached = {"use_cache": False} if mask is None else {"use_cache": True, CACHE_ARGUMENT: self._cache}
+        with precision:
+            output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
+        if training:
+            self.model.train()
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def _read(self, hidden: Tensor) -> Tensor:
+        logits = action_logits(hidden, self.model.get_output_embeddings(), torch.as_tensor(self.format.action_ids))
+        return self.readout.z(logits)
+
+
+def load_agent(
+    path: str | Path,
+    memory: bool = True,
+    device: str | torch.device | None = None,
+    base: str | Path | None = None,
+    **options,
+) -> Agent:
+    """The agent in an adapter folder, on the frozen base that it was trained on.
+
+    Args:
+        path: a folder written by ``python -m icrl_utils train``, absolute or relative to the repository.
+        memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
+        device: by default the GPU where there is one.
+        base: the base model's folder or name on the Hub; by default the one that the adapter's run.json names.
+        options: more arguments of ``Agent``; ``temperature`` is by default that of the training's configuration.
+
+    The adapter is merged into a float32 base: the same function, without the adapter's extra products. A base in
+    half precision or in 4 bits would lose a part of it, so there it stays apart.
+
+    Raises:
+        FileNotFoundError: no adapter there. ValueError: altered weights, a base other than the one trained on, or one
+            that cannot read the history format of the training. And the errors of `load.load_model`.
+    """
+    folder = _adapter_folder(path)
+    run = json.loads((folder / "run.json").read_text())
+    weights = folder / "adapter_model.safetensors"
+    if file_sha256(weights) != run["sha256"]:
+        raise ValueError(
+            f"path={str(path)!r}: {weights.name} is not the file that run.json describes (sha256 differs); "
+            "restore both with `git checkout`, or train the adapter again."
+        )
+    base = run["base"] if base is None else base
+    try:
+        history = load_history(base, run["history"], "base")
+    except ValueError as error:
+        raise ValueError(
+            f"path={str(path)!r} was trained on histories in the format {run['history']!r}, which base={str(base)!r} "
+            f"cannot read ({error}); leave base out."
+        ) from error
+    if checkpoint_id(base) != run["base_sha256"]:
+        raise ValueError(
+            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs); "
+            f"give the folder of {run['base']} as it was then as `base`, or train the adapter again on this one."
+        )
+    quantization = run.get("quantization")
+    tiny = history.name == "compact"
+    model = load_llama(base, quantization, device, torch.float32 if tiny else None)
+    model = keep_dtype(PeftModel.from_pretrained(model, folder))
+    if model.dtype == torch.float32 and not quantization:
+        model = model.merge_and_unload()
+    options = {"temperature": run["config"].get("temperature", 0.0)} | options
+    return Agent(
+        model.eval(), history, QReadout(**run["readout"]), memory, training_seed=run["config"]["seed"], **options
+    )
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    folder = in_repository(path)
+    if not (folder / "adapter_config.json").exists():
+        known = sorted(str(f.parent.relative_to(ROOT)) for f in ASSETS.glob("adapters/*/adapter_config.json"))
+        raise FileNotFoundError(
+            f"path={str(path)!r} holds no adapter (adapter_config.json); choose one of: "
+            f"{', '.join(known) or 'none yet'}, or make one with `python -m icrl_utils train --out FOLDER`."
+        )
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(
+            f"path={str(path)!r} holds an adapter without run.json, so its read-out is unknown; give a folder that "
+            "`python -m icrl_utils train` wrote."
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Lessons 00 and 06: what players see and answer, rollouts, and every player that needs no network."""

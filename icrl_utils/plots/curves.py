@@ -1,0 +1,188 @@
+"""Learning curves: success by episode of several players."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icrl_utils.play.rollout import Records, epsilon_schedule
+from icrl_utils.plots.lakes import (
+    without_leading_zero,
+)
+from icrl_utils.plots.style import GREY, INK, PALE, color_of, new_figure, styled
+from icrl_utils.statistics import interval
+
+Curves = Mapping[str, "Records | np.ndarray"] | Sequence[Records] | Records
+
+
+# ---------------------------------------------------------------------------------------------------- learning curves
+
+
+@styled
+def plot_learning_curves(
+    curves: Curves,
+    schedule: str | Sequence[float] | None = None,
+    smooth: int = 1,
+    title: str = "",
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Figure:
+    """Success by episode, one curve a policy, with 95 % bootstrap bands over maps.
+
+    Episodes in which the policy is not always the one who acts (epsilon < 1) are shaded; the strip below the axis
+    says how often it does.
+
+    Args:
+        curves: ``Records``, a list of them (equal names are numbered), or name -> ``Records`` or success, bool or 0..1,
+            [maps, episodes] or [training seeds, maps, episodes] (averaged over training seeds).
+        schedule: epsilon of the episodes, as in ``rollout``; by default that of the records, ``greedy`` for arrays.
+        smooth: each point is the mean of the last ``smooth`` episodes up to it.
+        resamples: bootstrap samples of maps for a band; 0 draws none.
+    """
+    success = success_by_policy(curves)
+    episodes = {values.shape[1] for values in success.values()}
+    if len(episodes) != 1:
+        raise ValueError(f"curves have {sorted(episodes)} episodes: plot only such as have equally many.")
+    n_episodes = episodes.pop()
+    epsilon = _epsilon_of(curves, schedule, n_episodes)
+    has_warm_up = bool((epsilon < 1).any())
+
+    heights = [14, 1] if has_warm_up else [1]
+    figure, axes = new_figure(8.4, 4.3, len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    ax, x = axes[0, 0], np.arange(n_episodes)
+    ends = {}
+    for i, (name, values) in enumerate(success.items()):
+        values = trailing_mean(values, smooth)
+        mean, color = values.mean(axis=0), color_of(name, i)
+        if resamples:
+            band = interval(values, resamples=resamples, seed=seed)
+            ax.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0)
+        ax.plot(x, mean, color=color, linewidth=2.4 if name == "agent" else 1.7, label=name, zorder=3)
+        ends[name] = (float(mean[-5:].mean()), color)
+    _label_ends(ax, ends, n_episodes - 1)
+    maps = sorted({len(values) for values in success.values()})
+    note = f"mean of {'–'.join(map(str, dict.fromkeys((maps[0], maps[-1]))))} lakes"
+    note += ", band: 95 % bootstrap interval" if resamples else ""
+    note += f", mean of {smooth} episodes" if smooth > 1 else ""
+    ax.set(ylim=(-0.02, 1.02), xlim=(-0.5, n_episodes - 0.5), ylabel="success rate")
+    ax.set_title(title or "Success by episode", pad=20)
+    ax.text(0, 1.025, note, transform=ax.transAxes, fontsize=8.5, color=GREY, va="bottom")
+    ax.grid(axis="y")
+    ax.set_axisbelow(True)
+    if has_warm_up:
+        _show_epsilon(ax, axes[1, 0], epsilon)
+    axes[-1, 0].set_xlabel("episode on the same lake (counted from 0)")
+    return figure
+
+
+def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:
+    """name -> success float [maps, episodes], from everything that ``plot_learning_curves`` takes.
+
+    Raises:
+        ValueError: no curve, an array that is not [maps, episodes], or values outside [0, 1].
+    """
+    if isinstance(curves, Records):
+        curves = [curves]
+    if not isinstance(curves, Mapping):
+        curves = _by_distinct_name(curves)
+    if not curves:
+        raise ValueError("curves is empty: give at least one policy.")
+    success = {}
+    for name, values in curves.items():
+        values = np.asarray(getattr(values, "success", values), float)
+        values = values.mean(axis=0) if values.ndim == 3 else values
+        if values.ndim != 2 or not values.size or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"curves[{name!r}] has shape {values.shape}: give success [maps, episodes] within 0..1.")
+        success[name] = values
+    return success
+
+
+def _by_distinct_name(several: Sequence[Records]) -> dict[str, Records]:
+    """By the policy's name. Records of the same name, for example of two seeds, become ``agent``, ``agent (2)``, ..."""
+    several, named = list(several), {}
+    taken = {records.policy for records in several}
+    for records in several:
+        name, number = records.policy, 1
+        while name in named or (number > 1 and name in taken):
+            number += 1
+            name = f"{records.policy} ({number})"
+        named[name] = records
+    return named
+
+
+def trailing_mean(success: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the last ``window`` episodes up to each one (fewer at the beginning): [maps, episodes] -> the same."""
+    if window < 1:
+        raise ValueError(f"smooth={window}: give 1 (no smoothing) or more episodes.")
+    total = np.pad(np.cumsum(success, axis=1), ((0, 0), (1, 0)))
+    last = np.arange(1, success.shape[1] + 1)
+    first = np.maximum(last - window, 0)
+    return (total[:, last] - total[:, first]) / (last - first)
+
+
+def _epsilon_of(curves: Curves, schedule, n_episodes: int) -> np.ndarray:
+    if schedule is not None:
+        return epsilon_schedule(schedule, n_episodes)
+    if isinstance(curves, Records):
+        curves = [curves]
+    for records in curves.values() if isinstance(curves, Mapping) else curves:
+        if isinstance(records, Records):
+            return records.epsilon
+    return np.ones(n_episodes)
+
+
+def _show_epsilon(ax: Axes, strip: Axes, epsilon: np.ndarray) -> None:
+    """Shade the episodes with forced random moves; below them a strip with the probability that the policy acts."""
+    warm_up = np.flatnonzero(epsilon < 1)
+    for first, last in _runs(warm_up):
+        ax.axvspan(first - 0.5, last + 0.5, color=PALE, alpha=0.55, linewidth=0, zorder=0)
+    first, last = _runs(warm_up)[0]
+    ax.text((first + last) / 2, -0.005, "warm-up: some moves are forced at random", ha="center", va="bottom",
+            fontsize=8.5, color=GREY)  # fmt: skip
+    strip.imshow(epsilon[None], aspect="auto", cmap="Greys", vmin=0, vmax=1.6,
+                 extent=(-0.5, len(epsilon) - 0.5, 0, 1))  # fmt: skip
+    values, starts = _steps(epsilon)
+    for value, (first, last) in zip(values, starts, strict=True):
+        text = without_leading_zero(f"{value:.2g}")
+        strip.text((first + last) / 2, 0.45, text, ha="center", va="center", fontsize=7.5, color=INK)
+    strip.set_yticks([])
+    strip.set_ylabel("ε", rotation=0, ha="right", va="center")
+    for spine in strip.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(axis="x", length=0)
+
+
+def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
+    """Consecutive indices as (first, last)."""
+    parts = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
+    return [(int(part[0]), int(part[-1])) for part in parts]
+
+
+def _steps(values: np.ndarray) -> tuple[list[float], list[tuple[int, int]]]:
+    """Equal neighbours joined: their value, and (first, last) index."""
+    starts = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
+    lasts = np.append(starts[1:], len(values)) - 1
+    return values[starts].tolist(), list(zip(starts.tolist(), lasts.tolist(), strict=True))
+
+
+def _label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], last: float, gap: float = 0.062) -> None:
+    """Names at the right end of their curves, moved apart where they would cover each other."""
+    names = sorted(ends, key=lambda name: ends[name][0])
+    heights = np.array([ends[name][0] for name in names])
+    for _ in range(200):
+        for i in range(len(names) - 1):
+            overlap = gap - (heights[i + 1] - heights[i])
+            if overlap > 0:
+                heights[i] -= overlap / 2
+                heights[i + 1] += overlap / 2
+    for name, height in zip(names, heights, strict=True):
+        end, color = ends[name]
+        ax.annotate(
+            name, (last + 0.5, end), (last + 1.3, height), xycoords="data", textcoords="data", color=color, va="center",
+            fontsize=9, fontweight="bold" if name == "agent" else "normal", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip

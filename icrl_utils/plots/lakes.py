@@ -1,0 +1,319 @@
+"""Pictures of lakes, of the ways that players took on them, and of one history as tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
+
+from icrl_utils.history.compact import COMPACT_WORDS
+from icrl_utils.history.episodes import Episode
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.maps import ACTIONS, LakeMap
+from icrl_utils.plots.style import (
+    BLUE,
+    FOG,
+    GOAL_TILE,
+    GREEN,
+    GREY,
+    ICE,
+    INK,
+    PALE,
+    RED,
+    START_TILE,
+    WATER,
+    YELLOW,
+    new_figure,
+    styled,
+)
+
+# ------------------------------------------------------------------------------------------------------------ lakes
+
+
+@styled
+def plot_lake(
+    lake_map: LakeMap,
+    episode: Episode | None = None,
+    q: np.ndarray | None = None,
+    known: Collection[int] | None = None,
+    title: str = "",
+) -> Figure:
+    """One lake with its tile numbers.
+
+    Args:
+        episode: drawn as a path, pale at its beginning and dark at its end.
+        q: float [n_tiles, 4], Q-values in the order left, down, right, up: four triangles to a tile, the largest
+            framed. Tiles with a nan, holes and goals stay plain.
+        known: numbers of the tiles to show; all others lie in the fog.
+    """
+    scale = 0.78 if q is None else 1.15
+    figure, axes = new_figure(scale * lake_map.width + (1.1 if q is not None else 0.3), scale * lake_map.height + 0.4)
+    draw_lake(axes[0, 0], lake_map, known)
+    if q is not None:
+        q = np.asarray(q, float)
+        _draw_q(axes[0, 0], lake_map, q, norm := _norm_of(q), fontsize=7.5)
+        _colour_bar(figure, axes, norm)
+    if episode is not None:
+        draw_path(axes[0, 0], lake_map, episode)
+    axes[0, 0].set_title(title)
+    return figure
+
+
+@styled
+def plot_q_lakes(lake_map: LakeMap, q: Mapping[str, np.ndarray]) -> Figure:
+    """Several sets of Q-values on the same lake, in the same colours: title -> float [n_tiles, 4]."""
+    width = min(4.0, 9.4 / len(q))
+    figure, axes = new_figure(width * len(q) + 0.7, width * lake_map.height / lake_map.width + 0.45, 1, len(q))
+    norm = _norm_of(np.concatenate([np.ravel(values) for values in q.values()]))
+    for ax, (title, values) in zip(axes[0], q.items(), strict=True):
+        draw_lake(ax, lake_map)
+        _draw_q(ax, lake_map, np.asarray(values, float), norm, fontsize=6.3)
+        ax.set_title(title, fontsize=10)
+    _colour_bar(figure, axes, norm)
+    return figure
+
+
+@styled
+def plot_lakes(lakes: Mapping[str, LakeMap], columns: int = 6) -> Figure:
+    """Several lakes at the same scale: title -> lake."""
+    rows = -(-len(lakes) // columns)
+    largest = max(max(lake.height, lake.width) for lake in lakes.values())
+    figure, axes = new_figure(9, rows * (9 / columns + 0.35), rows, columns)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (title, lake) in zip(axes.flat, lakes.items(), strict=False):
+        draw_lake(ax, lake, small=True)
+        ax.set(xlim=(-0.04, largest + 0.04), ylim=(largest + 0.04, -0.04))
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+@styled
+def plot_trajectories(
+    lake_map: LakeMap, episodes: Mapping[str, Episode], known: Mapping[str, Collection[int]] | None = None
+) -> Figure:
+    """Some episodes on the same lake side by side: panel title -> episode.
+
+    Args:
+        known: panel title -> tiles to show there, for example those visited until then.
+    """
+    width = min(2.6, 9 / len(episodes))
+    figure, axes = new_figure(width * len(episodes), width * lake_map.height / lake_map.width + 0.75, 1, len(episodes))
+    for ax, (title, episode) in zip(axes[0], episodes.items(), strict=True):
+        draw_lake(ax, lake_map, known[title] if known else None)
+        draw_path(ax, lake_map, episode)
+        ending = {"goal": "goal", "hole": "hole", "limit": "step limit", None: "still running"}[episode.outcome]
+        moves = f"{episode.steps} move{'s' * (episode.steps != 1)}"
+        ax.set_title(f"{title}\n{moves}: {ending}", fontsize=10)
+    return figure
+
+
+def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None, small: bool = False) -> None:
+    """Tiles with their numbers: start S, goal star, hole dark disc, fog question mark. ``small``: for little tiles."""
+    shrink = 0.55 if small else 1.0
+    ax.set(xlim=(-0.04, lake_map.width + 0.04), ylim=(lake_map.height + 0.04, -0.04), aspect="equal")
+    ax.axis("off")
+    for tile, letter in enumerate("".join(lake_map.rows)):
+        row, column = divmod(tile, lake_map.width)
+        in_fog = known is not None and tile not in known
+        face = FOG if in_fog else {"S": START_TILE, "G": GOAL_TILE}.get(letter, ICE)
+        ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
+        if in_fog:
+            ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13 * shrink)
+            continue
+        if letter == "H":
+            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
+        elif letter == "G":
+            ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19 * shrink, color=GREEN, zorder=2)
+        elif letter == "S":
+            ax.text(column + 0.5, row + 0.52, "S", ha="center", va="center", color=GREY, fontsize=13 * shrink)
+        if not small:
+            ax.text(column + 0.07, row + 0.07, str(tile), ha="left", va="top", fontsize=8, color=INK, zorder=5)
+
+
+def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) -> None:
+    """The moves of an episode as arrows. A move against a wall is a short stub; the end is marked by its outcome."""
+    tiles = _known_tiles(lake_map, episode)
+    centre = np.array([(tile % lake_map.width + 0.5, tile // lake_map.width + 0.5) for tile in tiles])
+    direction = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+    for step, action in enumerate(episode.actions):
+        # Ways there and back must not cover each other: keep to the right of the line between the centres.
+        side = 0.09 * np.array([-direction[action][1], direction[action][0]])
+        start = centre[step] + side
+        moved = tiles[step] != tiles[step + 1]
+        end = centre[step + 1] + side if moved else start + 0.42 * direction[action]
+        age = 0.3 + 0.7 * (step + 1) / len(episode.actions)
+        ax.annotate(
+            "", end, start, zorder=4,
+            arrowprops={"arrowstyle": "-|>" if moved else "-[, widthB=0.3, lengthB=0", "color": color, "alpha": age,
+                        "linewidth": 2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11},
+        )  # fmt: skip
+    ax.plot(*centre[0], marker="o", markersize=6, color=color, alpha=0.5, zorder=4)
+    if episode.outcome:
+        marker = {"goal": "*", "hole": "X", "limit": "s"}[episode.outcome]
+        size = {"goal": 17, "hole": 12, "limit": 9}[episode.outcome]
+        face = {"goal": GREEN, "hole": RED, "limit": YELLOW}[episode.outcome]
+        ax.plot(*centre[-1], marker=marker, markersize=size, color=face, markeredgecolor="white", zorder=6)
+
+
+def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
+    """The tiles of an episode; one parsed from ``compact`` text does not tell the last, but the map does."""
+    tiles = list(episode.tiles)
+    if tiles[-1] is None:
+        tiles[-1] = int(lake_map.next_tile[tiles[-2], episode.actions[-1]])
+    return tiles
+
+
+Q_COLOURS = plt.get_cmap("cividis")
+
+
+def short_number(value: float) -> str:
+    """Two decimals, and no zero before the point: ``.50``, ``-.05``, ``10.25``. From 1,000 on, where decimals have no
+    room, ``1234``, and from 100,000 on ``1.2e+05``."""
+    size = abs(value)
+    text = f"{value:z.2f}" if size < 999.995 else f"{value:.0f}" if size < 99_999.5 else f"{value:.1e}"
+    return without_leading_zero(text)
+
+
+def without_leading_zero(text: str) -> str:
+    """``0.5`` -> ``.5``, ``-0.5`` -> ``-.5``; the zero of ``10.5`` and a lone ``0`` stay."""
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def _norm_of(q: np.ndarray) -> Normalize:
+    """From 0 to 1, where returns lie, and further if the values do."""
+    return Normalize(float(np.nanmin(q, initial=0)), float(np.nanmax(q, initial=1)))
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray, norm: Normalize) -> None:
+    bar = figure.colorbar(plt.cm.ScalarMappable(norm, Q_COLOURS), ax=axes, shrink=0.7, pad=0.02)
+    bar.set_label("Q", rotation=0)
+    bar.outline.set_visible(False)
+
+
+def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsize: float) -> None:
+    if q.shape != (lake_map.n_tiles, 4):
+        raise ValueError(f"q has shape {q.shape}: give [{lake_map.n_tiles}, 4], one row a tile of this map.")
+    corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])  # action a has the side from corner a to corner a + 1
+    for tile in range(lake_map.n_tiles):
+        if tile in (*lake_map.holes, *lake_map.goals) or np.isnan(q[tile]).any():
+            continue
+        origin = np.array([tile % lake_map.width, tile // lake_map.width])
+        for action, value in enumerate(q[tile]):
+            triangle = origin + 0.5 + (corners[[action, (action + 1) % 4]] - 0.5) * 0.97
+            patch = Polygon(
+                [*triangle, origin + 0.5], facecolor=Q_COLOURS(norm(value)), edgecolor="white", linewidth=0.6
+            )
+            ax.add_patch(patch)
+            at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
+            ink = INK if norm(value) > 0.5 else "white"
+            ax.text(*at, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
+        is_best = q[tile] > q[tile].max() - 1e-9
+        for best in np.flatnonzero(is_best & ~is_best.all()):
+            triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93
+            ax.add_patch(Polygon([*triangle, origin + 0.5], fill=False, edgecolor=RED, linewidth=1.8, zorder=4))
+    for text in ax.texts:
+        if text.get_text().isdigit() and int(text.get_text()) not in (*lake_map.holes, *lake_map.goals):
+            text.set(
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.7, "alpha": 0.85}, fontsize=fontsize - 0.5
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- history
+
+KINDS = {  # kind of a token -> colour of its box
+    "tile": "#D6E9F5",
+    "action": "#FBDFB0",
+    "goal": "#BFE5D6",
+    "hole": "#F3C6AE",
+    "limit": "#F7F1A8",
+    "reset": PALE,
+    "markup": "white",
+}
+
+
+@styled
+def plot_history_tokens(
+    history: str | Sequence[int],
+    format: HistoryFormat | None = None,
+    tokenizer=None,
+    width: float = 9,
+    ids: bool = True,
+    title: str = "",
+) -> Figure:
+    """A history as the strip of tokens that a model reads; a triangle marks each decision, where Q is read
+    (hollow: the history ends here and waits for an action).
+
+    Args:
+        history: text, or token ids int [T].
+        format: how it is written, by default ``compact``; ``tokenizer``: the model's, needed for ``paper``.
+        width: of the figure, in inches; long histories wrap. ids: the token ids below the words.
+    """
+    format = format or HistoryFormat("compact")
+    token_ids = format.tokenize(history) if isinstance(history, str) else np.asarray(history, np.int64)
+    words = _words(token_ids, format, tokenizer)
+    # With one more action word at its end, a history that waits for an action has a decision there too.
+    decisions = format.decisions(np.append(token_ids, format.action_ids[0])[None])
+    reads = set(decisions.position[decisions.valid].tolist())
+
+    letters = [max(len(word), 0.75 * len(str(i)) * ids) for word, i in zip(words, token_ids, strict=True)]
+    box_width = [0.2 + 0.084 * count for count in letters]
+    line_height = 0.72 if ids else 0.55
+    places, x, line = [], 0.05, 0
+    for wide in box_width:
+        if x + wide > width - 0.1:
+            x, line = 0.05, line + 1
+        places.append((x, line))
+        x += wide + 0.05
+    height = line_height * (line + 1) + 0.35
+    figure, axes = new_figure(width, height + (0.3 if title else 0))
+    ax = axes[0, 0]
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", title=title)
+    ax.axis("off")
+    for t, (word, (x, line), wide) in enumerate(zip(words, places, box_width, strict=True)):
+        y = 0.18 + line * line_height
+        ax.add_patch(FancyBboxPatch(
+            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=KINDS[token_kind(word)],
+            edgecolor=GREY, linewidth=0.6,
+        ))  # fmt: skip
+        ax.text(x + wide / 2, y + 0.135, word, ha="center", va="center", fontsize=9, color=INK)
+        if ids:
+            ax.text(x + wide / 2, y + 0.39, str(token_ids[t]), ha="center", va="center", fontsize=6.5, color=GREY)
+        if t in reads:
+            face = RED if t < len(words) - 1 else "white"
+            ax.plot(x + wide / 2, y - 0.1, marker="v", markersize=6, color=RED, markerfacecolor=face)
+    _legend(ax, dict.fromkeys(map(token_kind, words)), height - 0.09)
+    return figure
+
+
+def _legend(ax: Axes, kinds: Collection[str], y: float) -> None:
+    ax.plot(0.1, y, marker="v", markersize=6, color=RED)
+    ax.text(0.2, y, "decision: Q is read here, just before the action word", fontsize=8, color=GREY, va="center")
+    x = 3.7
+    for kind in kinds:
+        ax.add_patch(Rectangle((x, y - 0.07), 0.14, 0.14, facecolor=KINDS[kind], edgecolor=GREY, linewidth=0.6))
+        ax.text(x + 0.2, y, kind, fontsize=8, color=GREY, va="center")
+        x += 0.4 + 0.075 * len(kind)
+
+
+def _words(ids: np.ndarray, format: HistoryFormat, tokenizer) -> list[str]:
+    if format.name == "compact":
+        return [COMPACT_WORDS[i] for i in ids]
+    if tokenizer is None:
+        raise ValueError("tokenizer=None: words of the paper format need the tokenizer that made the ids.")
+    return [tokenizer.decode([i]).replace("\n", "↵") for i in ids.tolist()]
+
+
+def token_kind(word: str) -> str:
+    word = word.strip()
+    if word.isdecimal():
+        return "tile"
+    if word in ACTIONS:
+        return "action"
+    return word if word in ("goal", "hole", "limit", "reset") else "markup"

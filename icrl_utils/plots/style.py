@@ -1,0 +1,75 @@
+"""The look of every figure: colours, one for each player, and how a figure begins and ends.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; none carries a meaning alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from icrl_utils.lake.maps import ACTIONS
+
+ARROWS = dict(zip(ACTIONS, "←↓→↑", strict=True))
+BLUE, ORANGE, GREEN, SKY, PINK, RED, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442",
+)  # fmt: skip
+INK, GREY, PALE = "#222222", "#767676", "#E9ECEF"
+ICE, WATER, START_TILE, GOAL_TILE, FOG = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": False,
+    "grid.color": PALE,
+    "legend.frameon": False,
+    "figure.dpi": 90,
+    "savefig.dpi": 90,
+}
+
+
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the style of the course and closes the figure, which pyplot would show a second time."""
+
+    @wraps(plot)
+    def draw(*args, **kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = plot(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return draw
+
+
+def new_figure(width: float, height: float, *args, **kwargs) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches and its axes [rows, columns]; other arguments are those of ``plt.subplots``."""
+    return plt.subplots(*args, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
+
+
+POLICY_COLORS = {  # the same policy has the same colour in every figure
+    "agent": BLUE,
+    "memory-less": ORANGE,
+    "random": GREY,
+    "tabular Q": GREEN,
+    "optimistic tabular Q": SKY,
+    "R-max": PINK,
+    "posterior sampling": RED,
+    "oracle": INK,
+    "base": "#7A5195",
+    "this run": BLUE,  # the agent, where there are two
+    "this run, memory-less": ORANGE,
+    "shipped run": "#8C6D1F",
+}
+_MORE_COLORS = ("#3B8EA5", "#A23B72", "#4D7C0F", "#B5651D", "#5B5EA6")
+
+
+def color_of(policy: str, index: int = 0) -> str:
+    """The colour of a policy; ``index`` chooses one for names that no other figure has."""
+    return POLICY_COLORS.get(policy) or _MORE_COLORS[index % len(_MORE_COLORS)]

@@ -1,0 +1,365 @@
+"""Pictures of values, of how they are learned, of costs and of training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from icrl_utils.history.episodes import GOAL, HOLE, LIMIT
+from icrl_utils.lake.maps import ACTIONS
+from icrl_utils.plots.style import (
+    ARROWS,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PINK,
+    RED,
+    SKY,
+    WATER,
+    YELLOW,
+    color_of,
+    new_figure,
+    styled,
+)
+from icrl_utils.statistics import Interval
+
+# ------------------------------------------------------------------------------------------------------------- costs
+
+
+@styled
+def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8192, title: str = "") -> Figure:
+    """Length of a history: player -> way of writing -> tokens; bars on a logarithmic axis, the context as a line."""
+    ways = list(dict.fromkeys(way for costs in tokens.values() for way in costs))
+    figure, axes = new_figure(8.4, 0.5 + 0.3 * len(tokens) * len(ways))
+    ax = axes[0, 0]
+    share = min(0.26, 0.78 / len(ways))  # of the height of a player
+    for i, (way, color) in enumerate(zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False)):
+        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * share
+        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.85 * share, color=color, label=way)
+        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
+        ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
+    ax.axvline(context, color=RED, linewidth=1.5, zorder=0.5)
+    ax.text(context, -0.66, f" context: {context:,}", color=RED, fontsize=8.5, va="bottom")
+    ax.set_yticks(range(len(tokens)), list(tokens))
+    ax.set(ylim=(len(tokens) - 0.45, -0.65), xscale="log", xlabel="tokens (logarithmic)")
+    ax.set_title(title, pad=20)
+    ax.margins(x=0.12)
+    ax.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1.05), ncols=len(ways))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------ values
+
+
+@styled
+def plot_q_bars(
+    q: np.ndarray | Mapping[str, np.ndarray], exact: np.ndarray | None = None, title: str = "", label: str = "Q"
+) -> Figure:
+    """Four values as bars; the greedy action is the full-coloured one.
+
+    Args:
+        q: float [4] in the order left, down, right, up, or name -> float [4] for several groups side by side.
+        exact: float [4], drawn as black lines (the same for every group).
+        label: of the axis, for example "logit".
+    """
+    groups = q if isinstance(q, Mapping) else {"": q}
+    figure, axes = new_figure(max(3.4, 3.0 * len(groups)), 2.7, 1, len(groups), sharey=True)
+    for ax, (name, values) in zip(axes[0], groups.items(), strict=True):
+        values = np.asarray(values, float)
+        if values.shape != (len(ACTIONS),):
+            raise ValueError(f"q[{name!r}] has shape {values.shape}: give 4 values, left, down, right, up.")
+        is_best = np.arange(4) == values.argmax()
+        bars = ax.bar(range(4), values, color=[BLUE if best else "#A9CCE3" for best in is_best], width=0.72)
+        decimals = 2 if np.abs(values).max() >= 0.1 else 3
+        ax.bar_label(bars, [f"{value:.{decimals}f}" for value in values], fontsize=8, padding=2)
+        if exact is not None:
+            ax.hlines(exact, np.arange(4) - 0.42, np.arange(4) + 0.42, color=INK, linewidth=2, label="exact")
+        ax.set_xticks(range(4), [f"{ARROWS[action]}\n{action}" for action in ACTIONS], fontsize=8.5)
+        ax.margins(y=0.16)
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        ax.set_title(name, fontsize=10)
+    axes[0, 0].set_ylabel(label)
+    if exact is not None:
+        axes[0, -1].legend(fontsize=8, loc="best")
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
+    """Q against the exact value on the graph of transitions that a context has already shown.
+
+    Args:
+        rows: one for each (history, action): ``kind`` (for example "goal in 2", "seen hole", "wall", "unseen"; drawn in
+            the order of their first row), ``q``, ``exact`` (empty or nan where no exact value exists) and, to compare
+            several, ``policy``. Values may be strings, as from a CSV.
+    """
+    rows = [dict(row) for row in rows]
+    if not rows:
+        raise ValueError("rows is empty: give at least one row with kind, q and exact.")
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    policies = list(dict.fromkeys(row.get("policy", "agent") for row in rows))
+    figure, axes = new_figure(8.4, 0.42 * len(kinds) * max(1, 0.6 * len(policies)) + 1.3)
+    ax = axes[0, 0]
+    for place, kind in enumerate(kinds):
+        exact = [row.get("exact") for row in rows if row["kind"] == kind]
+        exact = np.array(["nan" if value in ("", None) else value for value in exact], float)  # 0 is a value
+        exact = exact[~np.isnan(exact)]
+        if len(exact):
+            ax.vlines(exact.mean(), place - 0.42, place + 0.42, color=INK, linewidth=2.2, zorder=4)
+        for i, policy in enumerate(policies):
+            q = np.array([
+                float(row["q"]) for row in rows if row["kind"] == kind and row.get("policy", "agent") == policy
+            ])  # fmt: skip
+            if not len(q):
+                continue
+            y = place + (i - (len(policies) - 1) / 2) * 0.7 / len(policies)
+            color = color_of(policy, i)
+            low, first, middle, third, high = np.quantile(q, [0.05, 0.25, 0.5, 0.75, 0.95])
+            ax.hlines(y, low, high, color=color, linewidth=1.2)
+            ax.hlines(y, first, third, color=color, linewidth=5, alpha=0.55)
+            ax.plot(middle, y, "o", color=color, markersize=6, zorder=3)
+    counts = [sum(row["kind"] == kind for row in rows) // len(policies) for kind in kinds]
+    ax.set_yticks(range(len(kinds)), [f"{kind}  (n = {n:,})" for kind, n in zip(kinds, counts, strict=True)])
+    ax.set(ylim=(len(kinds) - 0.4, -0.6), xlabel="Q: median, middle half, 5th to 95th percentile", title=title)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+    names = [Line2D([], [], color=color_of(policy, i), marker="o", label=policy) for i, policy in enumerate(policies)]
+    names.append(Line2D([], [], color=INK, linewidth=2.2, label="exact value"))
+    figure.legend(handles=names, loc="outside upper right", ncols=len(names), fontsize=8.5)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+_PANELS = {  # panel title -> columns of train_log.csv that it shows, where they are
+    "TD error (mean square)": ("td_error",),
+    "loss": ("loss", "total_loss", "loss_of_moves"),
+    "success on development lakes": ("success_first", "success_last", "greedy_10_14", "greedy_last"),
+    "right about moves seen before": ("seen_pair_accuracy", "seen_move_accuracy"),
+}
+_NAMES = {
+    "loss": "loss",
+    "total_loss": "with world model",
+    "loss_of_moves": "what all four moves lead to",
+    "seen_pair_accuracy": "asked after the move",
+    "seen_move_accuracy": "asked before it",
+    "success_first": "first ten episodes",
+    "success_last": "last ten episodes",
+    "greedy_10_14": "greedy, episodes 10–14",
+    "greedy_last": "greedy, last ten",
+}
+
+
+@styled
+def plot_training_log(logs: Sequence[Mapping] | Mapping[str, Sequence[Mapping]], title: str = "") -> Figure:
+    """What a training run wrote into ``train_log.csv``, against the tokens seen.
+
+    Args:
+        logs: rows as ``csv.DictReader`` reads them (empty where not measured), or name of a run -> rows.
+    """
+    runs = logs if isinstance(logs, Mapping) else {"": logs}
+    runs = {name: [dict(row) for row in rows] for name, rows in runs.items()}
+    if not any(runs.values()):
+        raise ValueError("logs is empty: give the rows of a train_log.csv.")
+    cells = [cell for rows in runs.values() for row in rows for cell in row.items()]
+    there = {column for column, value in cells if value not in ("", None)}
+    panels = {name: [c for c in columns if c in there] for name, columns in _PANELS.items() if there & set(columns)}
+    figure, axes = new_figure(min(10, 3.6 * len(panels) + 0.4), 3.0, 1, len(panels))
+    styles = ("-", "--", ":", "-.")
+    names = _NAMES | {"loss": "next observation"} if "loss_of_moves" in there else _NAMES
+    for ax, (name, columns) in zip(axes[0], panels.items(), strict=True):
+        for i, (style, (run, rows)) in enumerate(zip(cycle(styles), runs.items(), strict=False)):
+            for color, column in zip((BLUE, ORANGE, GREEN, PINK), columns, strict=False):
+                if len(columns) == 1 and run:  # then colours tell the runs apart
+                    style, color = "-", color_of(run, i)
+                tokens, values = _column(rows, column)
+                label = ", ".join(filter(None, (names[column] if len(columns) > 1 else "", run)))
+                marker = "o" if len(values) < 25 else None
+                ax.plot(tokens / 1e6, values, style, color=color, marker=marker, markersize=4, label=label)
+        ax.set_title(name, fontsize=10)
+        ax.set_xlabel("million tokens")
+        ax.grid(axis="y")
+        if len(columns) > 1 or len(runs) > 1:
+            ax.legend(fontsize=8)
+        if "success" in name or "right" in name:
+            ax.set_ylim(-0.02, 1.02)
+        else:
+            ax.set_ylim(bottom=0)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+def _column(rows: Sequence[Mapping], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and values of the rows that have this column."""
+    pairs = [(float(row["tokens"]), float(row[column])) for row in rows if row.get(column) not in ("", None)]
+    return tuple(np.array(pairs, float).reshape(-1, 2).T)
+
+
+LINE_COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
+Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+@styled
+def plot_lines(
+    panels: Mapping[str, Lines],
+    xlabel: str = "",
+    ylabel: str = "",
+    reference: Mapping[str, float] | None = None,
+    log: str = "",
+    ylim: tuple[float, float] | None = None,
+    columns: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Curves in one or more panels with common axes: panel title -> name of a curve -> (x [n], y [n] or [n, runs]).
+
+    Args:
+        reference: name -> height of a dashed line, in every panel.
+        log: axes with a logarithmic scale: "", "x", "y" or "xy".
+        columns: panels in a row, by default all.
+    Several runs of one curve are drawn as thin lines, their median as a thick one.
+    """
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    width = min(9.4, 5.4 if columns == 1 else 0.6 + 4.2 * columns)
+    figure, axes = new_figure(width, 0.5 + 2.5 * rows, rows, columns, sharex=True, sharey=True)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    colors = dict(zip(names, LINE_COLORS * (len(names) // len(LINE_COLORS) + 1), strict=False))
+    for ax, (panel, lines) in zip(axes.flat, panels.items(), strict=False):
+        for name, (x, y) in lines.items():
+            y = np.asarray(y, float)
+            if y.ndim == 2:
+                ax.plot(x, y, color=colors[name], linewidth=0.9, alpha=0.4)
+                y = np.median(y, axis=1)
+            ax.plot(x, y, color=colors[name], linewidth=2, marker="o" if len(y) < 9 else None, markersize=4, label=name)
+        for name, height in (reference or {}).items():
+            ax.axhline(height, color=INK, linestyle="--", linewidth=1, label=name)
+        ax.set_title(panel, fontsize=10)
+        ax.grid(axis="y")
+        if "x" in log:
+            ax.set_xscale("log")
+        if "y" in log:
+            ax.set_yscale("log")
+    if ylim:
+        axes[0, 0].set_ylim(*ylim)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    handles = {}
+    for ax in axes.flat:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    if len(handles) > 1 and len(panels) == 1:
+        axes[0, 0].legend(handles.values(), handles.keys(), fontsize=8.5)
+    elif len(handles) > 1:
+        names = {"ncols": min(4, len(handles)), "fontsize": 8.5, "loc": "outside upper right"}
+        figure.legend(handles.values(), handles.keys(), **names)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
+
+
+@styled
+def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") -> Figure:
+    """Slices of replay as rows of episodes, coloured by how they ended: panel title -> per slice its outcomes."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    height = max(len(slices) for slices in panels.values())
+    figure, axes = new_figure(9.2, 0.6 + rows * (0.45 + 0.145 * height), rows, columns, sharex=True)
+    for ax, (panel, slices) in zip(axes.flat, panels.items(), strict=False):
+        for line, outcomes in enumerate(slices):
+            colors = [OUTCOME_COLORS[int(outcome)] for outcome in outcomes]
+            ax.barh([line] * len(outcomes), 0.86, left=np.arange(len(outcomes)), height=0.78, color=colors)
+        goals = np.mean([outcome == GOAL for slice_ in slices for outcome in slice_])
+        ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
+        ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
+        ax.spines["left"].set_visible(False)
+    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
+    handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
+               ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Probe environments: the value wanted, the value learned, and the one learned with one ingredient broken.
+
+    Args:
+        rows: each with ``probe``, ``wanted``, ``learned``, ``broken`` (values) and ``damage`` (what was broken).
+    """
+    figure, axes = new_figure(8.8, 0.62 * len(rows) + 1.1)
+    ax = axes[0, 0]
+    for place, row in enumerate(rows):
+        ax.vlines(row["wanted"], place - 0.32, place + 0.32, color=INK, linewidth=2.4, zorder=2)
+        ax.plot(row["learned"], place, "o", color=BLUE, markersize=9, zorder=4)
+        ax.plot(row["broken"], place, "X", color=RED, markersize=9, zorder=3)
+        side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
+        ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
+    ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
+    ax.grid(axis="x")
+    handles = [
+        Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
+        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=8, label="learned"),
+        Line2D([], [], color=RED, marker="X", linestyle="", markersize=8, label="learned, one ingredient broken"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarray, title: str = "") -> Figure:
+    """Learned values against exact ones, one panel a moment: panel title -> float [...] of the shape of ``exact``."""
+    figure, axes = new_figure(0.5 + 2.75 * len(learned), 3.1, 1, len(learned), sharex=True, sharey=True)
+    for ax, (panel, values) in zip(axes[0], learned.items(), strict=True):
+        error = float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
+        ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
+        ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+    axes[0, 0].set_ylabel("learned Q")
+    figure.supxlabel("exact Q*", fontsize=10)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_intervals(
+    groups: Mapping[str, Mapping[str, Interval]], xlabel: str = "", title: str = "", colors: Mapping[str, str] = {}
+) -> Figure:
+    """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
+    names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
+    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
+    figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
+    for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
+        for name, found in rows.items():
+            _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))
+        ax.set_title(panel, fontsize=10)
+        ax.grid(axis="x")
+        ax.margins(x=0.16)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
+    ax.hlines(place, found.low, found.high, color=color, linewidth=3, alpha=0.5)
+    ax.plot(found.estimate, place, "o", color=color, markersize=6)
+    at = (found.estimate, place)
+    text = f"{float(found.estimate):.2f}"
+    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)

@@ -1,0 +1,431 @@
+"""One training run: its folder, log, checkpoint, clock, and the record of how the weights were made.
+
+A run can be killed at any moment. The checkpoint holds every tensor that training changes and is replaced atomically,
+and the data of step k is a pure function of (seed, k): a resumed run ends with the very weights of one that was never
+stopped. Finished files are moved into the folder one by one, ``run.json`` last: where it stands, all are there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from icrl_utils.hardware import device_name, matmul_peak
+from icrl_utils.paths import ROOT, atomically, file_sha256
+from icrl_utils.training.configs import RunConfig
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymnasium", "numpy")
+
+
+def learning_rate_factor(step: int, config: RunConfig) -> float:
+    """Factor of the learning rate after ``step`` steps: linear warm-up, then 1 or a cosine to zero at the last step."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Run:
+    """The bookkeeping of one training run in the folder ``config.out``.
+
+    Args:
+        tensors: every tensor that training changes, by name; optimizer states are added by themselves.
+        parameters: number of weights that a token passes through, for the speed: a step counts as
+            6 * parameters * tokens floating point operations, the usual convention.
+        resume: go on from the folder's checkpoint, if there is one.
+
+    Attributes:
+        step: number of the optimizer step at hand, counted from 1; 0 before the first.
+
+    Raises:
+        FileExistsError: the folder holds a run, and ``resume`` is False.
+        ValueError: it holds a run with another configuration, whose differing fields are named.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        tensors: dict[str, Tensor],
+        optimizers: list[torch.optim.Optimizer],
+        parameters: int,
+        resume: bool = False,
+        progress: bool = True,
+    ):
+        self.config, self.accelerator, self.tensors, self.optimizers = config, accelerator, tensors, optimizers
+        self.main = accelerator.is_main_process
+        fewest, _ = config.slice_shape(1)
+        if fewest % accelerator.num_processes:
+            raise ValueError(
+                f"slices={config.slices!r}: the {fewest} slices of a step cannot be shared evenly by "
+                f"{accelerator.num_processes} processes; choose a multiple."
+            )
+        # A disabled scaler hands everything through, so that one code serves all precisions.
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.base_rates = [group["lr"] for group in self.groups]
+        self.folder = Path(config.out)
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.log_file = self.folder / "train_log.csv"
+        self.step, self.rows = 0, []
+        self.sums: dict[str, Tensor] = {}  # of this step, see `add`
+        self.seconds_before = 0.0  # of the sessions before this one
+        check_folder(config, resume)
+        if self.checkpoint.exists():
+            self._restore()
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_csv(self.log_file, self.rows)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        self.peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
+        self.flops_per_token = 6 * parameters
+        self.started = time.monotonic()
+        self._restart_clock()
+        self.bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not (progress and self.main))
+
+    # -- the loop
+
+    def batches(self, data: Iterable) -> Iterator:
+        """The batches of the remaining steps. Around each: learning rate, counting, checkpoints, and the reasons to
+        stop early, which are Ctrl-C and ``config.minutes``. ``data`` begins with the batch of step ``self.step + 1``.
+
+        After Ctrl-C the step at hand is finished, a checkpoint is saved and SystemExit(130) ends the program.
+        """
+        with delayed_interrupt() as interrupt, self.bar:
+            for batch in islice(data, self.config.steps - self.step):
+                if self._must_stop(interrupt):
+                    break
+                self.step += 1
+                self.sums = {}
+                for group, rate in zip(self.groups, self.base_rates, strict=True):
+                    group["lr"] = rate * learning_rate_factor(self.step - 1, self.config)
+                yield batch
+                self.bar.update()
+                if self.due(self.config.save_every):
+                    self.save()
+            if self.step < self.config.steps:
+                self.save()
+            if interrupt.is_set():
+                self.bar.close()
+                self.say(
+                    f"Stopped after step {self.step} of {self.config.steps}; the checkpoint is saved in "
+                    f"{self.folder}. Go on with the same command and --resume (in Python: resume=True)."
+                )
+                sys.exit(130)
+
+    def _must_stop(self, interrupt: threading.Event) -> bool:
+        """Whether any process wants to stop: all must leave the loop at the same step."""
+        wanted = [float(interrupt.is_set()), float(self.out_of_time())]
+        if self.accelerator.num_processes > 1:
+            wanted = self.accelerator.reduce(torch.tensor(wanted, device=self.accelerator.device), "sum").tolist()
+        if wanted[0]:
+            interrupt.set()
+        return any(wanted)
+
+    def out_of_time(self) -> bool:
+        """Whether this session has had its ``config.minutes``."""
+        return self._session_seconds() > 60 * self.config.minutes
+
+    def update(self, parameters: Iterable[nn.Parameter]) -> None:
+        """One optimizer step on the gradients that ``accelerator.backward`` has summed up since the last one.
+
+        Raises RuntimeError where they are not finite, before a weight is changed.
+        """
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if not self.scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step, and scales less
+            raise RuntimeError(
+                f"step {self.step}: the gradient is not finite, so learning has diverged; choose a smaller learning "
+                f"rate than {max(self.base_rates):g}, or a longer warm-up than {self.config.warmup} steps. The last "
+                f"checkpoint in {self.folder} is from before."
+            )
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        self.add(grad_norm=norm)
+
+    def mean_count(self, mask: Tensor) -> Tensor:
+        """How many entries of ``mask`` are True in all processes together, divided by their number; at least one.
+
+        To divide a sum by: data parallelism averages the gradients of the processes.
+        """
+        processes = self.accelerator.num_processes
+        return self.accelerator.reduce(mask.sum(), "sum").clamp(min=1) / processes
+
+    def add(self, **values: Tensor) -> None:
+        """Add to what `log_sums` writes about this step."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens after this one; always after the last."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def say(self, message: str) -> None:
+        if self.main:
+            print(message, flush=True)
+
+    # -- log
+
+    def log(self, row: dict[str, float]) -> None:
+        """Write a row about the step at hand; what is written about the same step later joins it."""
+        if not self.main:
+            return
+        if not self.rows or int(self.rows[-1]["step"]) != self.step:
+            seconds = round(self._seconds(), 1)
+            self.rows.append({"step": self.step, "tokens": self.step * self.config.step_tokens, "seconds": seconds})
+            self.rows[-1] |= self._speed()
+        self.rows[-1] |= {k: format(v, ".6g") if isinstance(v, float) else v for k, v in row.items()}
+        write_csv(self.log_file, self.rows)
+        shown = {k: v for k, v in self.rows[-1].items() if k not in ("step", "tokens", "seconds")}
+        self.bar.set_postfix({k: format(float(v), ".3g") for k, v in shown.items()})
+
+    def log_sums(self) -> None:
+        """Write what was added up in this step, as the mean of all processes."""
+        self.log({name: self.accelerator.reduce(value, "mean").item() for name, value in self.sums.items()})
+
+    def log_aside(self, measure: Callable[[], dict[str, float]]) -> None:
+        """Write what ``measure`` returns, in the main process, and leave its time out of the training speed."""
+        if self.main:
+            with self.off_the_clock():
+                self.log(measure())
+
+    def _session_seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _seconds(self) -> float:
+        return self.seconds_before + self._session_seconds()
+
+    def _speed(self) -> dict[str, str]:
+        """Since the last row, evaluations and checkpoints left out."""
+        steps, seconds = self.step - self.clock[0], time.monotonic() - self.clock[1]
+        self._restart_clock()
+        if not steps:
+            return {}
+        rate = steps * self.config.step_tokens / seconds
+        return {
+            "tokens_per_s": format(rate, ".0f"),
+            "of_matmul_peak": format(rate * self.flops_per_token / self.peak, ".3g"),
+        }
+
+    def _restart_clock(self) -> None:
+        self.clock = self.step, time.monotonic()
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Time spent inside is not counted into the training speed."""
+        try:
+            yield
+        finally:
+            self._restart_clock()
+
+    # -- checkpoint
+
+    def save(self) -> None:
+        """Replace the checkpoint by one of the step at hand."""
+        if not self.main:
+            return
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().clone() for key, value in state.items()}
+        progress = {
+            "step": self.step,
+            "seconds": self._seconds(),
+            "scaler": self.scaler.state_dict(),
+            "config": self.config.decisive(),
+        }
+        with atomically(self.checkpoint) as part:
+            save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+        self._restart_clock()
+
+    def _restore(self) -> None:
+        progress, saved = read_progress(self.checkpoint), load_file(self.checkpoint)
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(saved[name])
+        for i, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in saved.items():
+                if name.startswith(f"optimizer.{i}."):
+                    j, key = name.split(".")[2:]
+                    state.setdefault(int(j), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.scaler.load_state_dict(progress["scaler"])
+        self.step, self.seconds_before = progress["step"], progress["seconds"]
+        if self.log_file.exists():  # rows after the checkpoint will be written again
+            with self.log_file.open(newline="") as file:
+                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if int(row["step"]) <= self.step]
+
+    # -- the end
+
+    def finish(self, write: Callable[[Path], object], weights: str, **facts) -> Path:
+        """Let ``write(folder)`` write the finished files, move them into the run's folder and add run.json, which
+        says how they came about. Returns the folder. The checkpoint goes when all steps are done."""
+        self.accelerator.end_training()  # the processes part here
+        if not self.main:
+            return self.folder
+        record = self.folder / "run.json"
+        record.unlink(missing_ok=True)  # until all files are new there is no record of them
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        write(unfinished)
+        facts = self._facts() | facts | {"sha256": file_sha256(unfinished / weights)}
+        files = sorted(unfinished.iterdir())
+        (unfinished / record.name).write_text(json.dumps(facts, indent=1) + "\n")
+        for file in [*files, unfinished / record.name]:
+            file.chmod(0o644)  # safetensors makes files that only their owner can read
+            os.replace(file, self.folder / file.name)
+        unfinished.rmdir()
+        if self.step >= self.config.steps:
+            self.checkpoint.unlink()
+        return self.folder
+
+    def _facts(self) -> dict:
+        speeds = [float(row["tokens_per_s"]) for row in self.rows if "tokens_per_s" in row]
+        speed = statistics.median(speeds) if speeds else 0.0
+        return {
+            "command": self.config.command(),
+            "config": self.config.record(),
+            "steps_done": self.step,
+            "tokens": self.step * self.config.step_tokens,
+            "seconds": round(self._seconds(), 1),
+            "tokens_per_s": round(speed),
+            "of_matmul_peak": round(speed * self.flops_per_token / self.peak, 3),
+            "flops_per_token": self.flops_per_token,
+            "matmul_peak_flops": float(f"{self.peak:.3g}"),
+            "device": device_name(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+            "git_commit": git_commit(),
+        }
+
+
+def check_folder(config: RunConfig, resume: bool) -> None:
+    """Raises the errors of `Run` that concern its folder; looked at before any model is loaded."""
+    checkpoint, record = Path(config.out) / "checkpoint.safetensors", Path(config.out) / "run.json"
+    if not (checkpoint.exists() or record.exists()):
+        return
+    if not resume:
+        raise FileExistsError(
+            f"out={config.out!r} already holds a run; go on with it by --resume, choose another --out, or remove it."
+        )
+    before = read_progress(checkpoint) if checkpoint.exists() else json.loads(record.read_text())
+    before, now = before["config"], json.loads(json.dumps(config.decisive()))
+    different = [
+        f"{name}={before.get(name)!r} there, {value!r} here" for name, value in now.items() if before.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"out={config.out!r} holds a run with another configuration ({'; '.join(different)}); resume with the same "
+            "options or choose another --out."
+        )
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the folder holds a run that went through all its steps."""
+    folder = Path(config.out)
+    return (folder / "run.json").exists() and not (folder / "checkpoint.safetensors").exists()
+
+
+def read_progress(checkpoint: Path) -> dict:
+    with safe_open(checkpoint, "pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
+@contextmanager
+def delayed_interrupt() -> Iterator[threading.Event]:
+    """Inside the block Ctrl-C sets the event and no more: a step is never cut in two. Pressed again (later than a
+    second: launchers repeat it at once), it interrupts as usual."""
+    event = threading.Event()
+    pressed = math.inf
+
+    def on_interrupt(number, frame):
+        nonlocal pressed
+        if time.monotonic() > pressed + 1:
+            raise KeyboardInterrupt
+        pressed = time.monotonic()
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Columns in the order of their first appearance."""
+    with atomically(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with ``-dirty`` where the package differs from it; None without git."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "icrl_utils"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+# ---------------------------------------------------------------------------------------------------- optimizers
+
+
+def make_optimizers(
+    model: nn.Module, kind: str, lr_matrix: float, lr_other: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """``muon``: Muon for the matrices between embedding and head, AdamW for the rest. ``adamw``: AdamW for all.
+
+    Decay pulls to 0, which is the identity of neither a norm nor an IA3 scale: only matrices decay.
+    """
+    if kind not in ("muon", "adamw"):
+        raise ValueError(f"optimizer={kind!r} is unknown; choose 'muon' or 'adamw'.")
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {n: p for n, p in trainable.items() if p.ndim == 2 and min(p.shape) > 1}
+    vectors = [p for name, p in trainable.items() if name not in matrices]
+    if kind == "adamw":
+        optimizers = [torch.optim.AdamW([*matrices.values()], lr_matrix, weight_decay=weight_decay)] if matrices else []
+        return optimizers + ([torch.optim.AdamW(vectors, lr_matrix, weight_decay=0.0)] if vectors else [])
+    inner = [p for name, p in matrices.items() if "embed" not in name and "lm_head" not in name]
+    outer = [p for name, p in matrices.items() if "embed" in name or "lm_head" in name]
+    optimizers = [torch.optim.Muon(inner, lr_matrix, weight_decay=weight_decay)] if inner else []
+    return optimizers + ([torch.optim.AdamW(outer + vectors, lr_other, weight_decay=0.0)] if outer + vectors else [])

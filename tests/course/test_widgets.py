@@ -1,0 +1,168 @@
+"""Widgets without a browser: values are set and buttons clicked as a reader does, and the shown picture is compared."""
+
+import base64
+
+import ipywidgets
+import matplotlib
+import numpy as np
+import pytest
+
+from icrl_utils.course.widgets import Game, learning_curve_explorer, play_against_agent
+from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.maps import LakeMap
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
+from icrl_utils.play.rollout import rollout
+
+matplotlib.use("agg")
+LAKE = LakeMap(("FFFG", "FFFH", "SFHF", "FHFF"))
+LEFT, DOWN, RIGHT, UP = range(4)
+
+
+@pytest.fixture(scope="module")
+def curves():
+    maps, policies = [LAKE] * 12, (RandomPolicy(), TabularPolicy())
+    return {
+        "paper": [rollout(policy, maps, "paper", seed=0) for policy in policies],
+        "greedy": {"oracle": rollout(OraclePolicy(), maps, "greedy", seed=0).success, "random": np.zeros((20, 30))},
+    }
+
+
+def picture(output) -> bytes:
+    """The one picture that an Output widget shows."""
+    (shown,) = output.outputs
+    png = base64.b64decode(shown["data"]["image/png"])
+    assert png.startswith(b"\x89PNG")
+    return png
+
+
+def test_explorer_draws_at_once_and_again_at_every_change(curves):
+    explorer = learning_curve_explorer(curves, resamples=20)
+    seen = {picture(explorer.output)}
+    explorer.smoothing.value = 3
+    seen.add(picture(explorer.output))
+    explorer.maps.value = 6
+    seen.add(picture(explorer.output))
+    explorer.policies.value = ("random",)
+    seen.add(picture(explorer.output))
+    explorer.schedule.value = "greedy"
+    seen.add(picture(explorer.output))
+    assert len(seen) == 5
+
+
+def test_explorer_shows_what_its_controls_say(curves):
+    explorer = learning_curve_explorer(curves, resamples=0)
+    explorer.maps.value, explorer.smoothing.value = 5, 10
+    explorer.policies.value = ("tabular Q",)
+    (line,) = explorer.figure().axes[0].lines
+    success = curves["paper"][1].success[:5]
+    assert line.get_label() == "tabular Q"
+    assert line.get_ydata()[-1] == pytest.approx(success[:, -10:].mean())
+    assert line.get_ydata()[0] == pytest.approx(success[:, 0].mean())
+    assert len(explorer.figure().axes) == 2  # the strip of epsilon
+    explorer.schedule.value = "greedy"
+    assert len(explorer.figure().axes) == 1
+
+
+def test_explorer_offers_the_players_of_the_schedule(curves):
+    explorer = learning_curve_explorer(curves, resamples=0)
+    assert explorer.policies.options == ("random", "tabular Q") == explorer.policies.value
+    explorer.policies.value = ("random",)
+    explorer.schedule.value = "greedy"
+    assert explorer.policies.options == ("oracle", "random")
+    assert explorer.policies.value == ("random",)  # chosen before, and here too
+    explorer.policies.value = ("oracle",)
+    explorer.schedule.value = "paper"
+    assert explorer.policies.value == ("random", "tabular Q")
+    assert explorer.maps.max == 20
+
+
+def test_explorer_keeps_its_picture_when_nobody_is_chosen(curves):
+    explorer = learning_curve_explorer(curves, resamples=0)
+    before = picture(explorer.output)
+    explorer.policies.value = ()
+    assert picture(explorer.output) == before
+
+
+def test_explorer_of_one_schedule(curves):
+    explorer = learning_curve_explorer(curves["paper"], resamples=0)
+    assert explorer.schedule.options == ("as played",)
+    assert len(explorer.figure().axes) == 2
+    by_policy = {records.policy: records for records in curves["paper"]}
+    assert learning_curve_explorer(by_policy, resamples=0).policies.options == ("random", "tabular Q")
+
+
+# -------------------------------------------------------------------------------------------------- play it yourself
+
+
+def test_game_follows_the_lake_and_writes_what_the_agent_would_read():
+    game = Game(LAKE, [8, 8, 8])
+    assert [game.move(action) for action in (RIGHT, DOWN)] == [None, "hole"]
+    assert game.history == "8 right 9 down hole reset 8"
+    assert [game.move(action) for action in (LEFT, UP, RIGHT, RIGHT, UP)] == [None] * 5
+    assert game.move(RIGHT) == "goal" and not game.over
+    assert [episode.outcome for episode in game.episodes] == ["hole", "goal"]
+    assert HistoryFormat("compact").parse(game.history)[1].actions == (LEFT, UP, RIGHT, RIGHT, UP, RIGHT)
+    assert [game.move(LEFT) for _ in range(100)][-2:] == [None, "limit"]
+    assert game.over and game.move(UP) is None
+    assert game.history.endswith("left limit reset")
+
+
+@pytest.fixture
+def player():
+    return play_against_agent(OraclePolicy(), LAKE, episodes=2, seed=3)
+
+
+def test_clicks_move_the_player(player):
+    assert ">8</b>" in player.view.value
+    player.buttons["right"].click()
+    assert ">9</b>" in player.view.value and "8 right 9" in player.view.value
+    player.buttons["down"].click()
+    assert "A hole" in player.view.value and "Episode 2 of 2" in player.view.value
+    assert "✕ 2" in player.table.value
+
+
+def test_the_opponents_score_is_hidden_until_the_episode_is_played(player):
+    assert "★" not in player.table.value.split("<small>")[0]
+    player.buttons["right"].click(), player.buttons["down"].click()
+    assert player.table.value.split("<small>")[0].count("★ 5") == 1  # of two episodes of the oracle
+
+
+def test_the_game_ends_and_the_lake_can_be_shown(player):
+    player.reveal.click()
+    first = picture(player.output)
+    for _ in range(2):
+        for action in ("right", "down"):
+            player.buttons[action].click()
+    assert "last episode" in player.view.value
+    assert all(button.disabled for button in player.buttons.values())
+    player.buttons["up"].click()  # no effect
+    assert len(player.game.episodes) == 2
+    player.reveal.click()
+    assert picture(player.output) != first
+
+
+def test_both_players_start_on_the_same_tiles():
+    lake = LakeMap(("SFSF", "FFFF", "SFFF", "FFFG"))
+    player = play_against_agent(OraclePolicy(), lake, episodes=6, seed=0)
+    assert player.game.starts == [episode.tiles[0] for episode in player.records.episodes(0)]
+    assert len(set(player.game.starts)) > 1
+
+
+def test_the_opponent_follows_a_schedule():
+    player = play_against_agent(OraclePolicy(), LAKE, schedule=[0, 0, 1, 1])
+    assert player.records.epsilon.tolist() == [0, 0, 1, 1] and len(player.game.starts) == 4
+    assert [episode.steps for episode in player.opponent[2:]] == [5, 5]
+
+
+def test_only_widgets_that_ipywidgets_7_and_8_share(curves, player):
+    def all_of(widget):
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from all_of(child)
+
+    kinds = {type(widget) for root in (player, learning_curve_explorer(curves, 0)) for widget in all_of(root)}
+    known = {
+        ipywidgets.VBox, ipywidgets.HBox, ipywidgets.Button, ipywidgets.HTML, ipywidgets.Output, ipywidgets.IntSlider,
+        ipywidgets.Dropdown, ipywidgets.SelectMultiple,
+    }  # fmt: skip
+    assert all(kind in known or issubclass(kind, ipywidgets.VBox) for kind in kinds)

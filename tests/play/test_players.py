@@ -1,0 +1,75 @@
+"""What holds for every player: each history has its own luck, and play begins with ``start``."""
+
+import numpy as np
+import pytest
+
+from icrl_utils.evaluation.experiments import baselines
+from icrl_utils.history.episodes import RESET, RUNNING
+from icrl_utils.lake.held_out import development_maps
+from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap
+from icrl_utils.llama.agent import load_agent
+from icrl_utils.play.policy import Dice, Step
+from icrl_utils.play.rollout import rollout
+
+MAPS = development_maps("in_distribution", 8)
+SCHEDULE = [0.5, 1, 0.7, 1]
+BASELINES = baselines(PAPER_IN_DISTRIBUTION)
+
+
+@pytest.fixture(params=[*BASELINES, "agent", "memory-less"], ids=lambda p: getattr(p, "name", p))
+def player(request):
+    """Every player of the experiments, the trained agents (which draw their moves, too) included."""
+    if isinstance(request.param, str):
+        return load_agent("assets/adapters/dqn", memory=request.param == "agent")
+    return request.param
+
+
+def test_a_lake_alone_is_played_as_among_others(player):
+    among_all = rollout(player, MAPS, SCHEDULE, seed=5)
+    for batch_maps in (1, 3):
+        in_parts = rollout(player, MAPS, SCHEDULE, seed=5, batch_maps=batch_maps)
+        np.testing.assert_array_equal(in_parts.tiles, among_all.tiles)
+        np.testing.assert_array_equal(in_parts.actions, among_all.actions)
+    first_alone = rollout(player, MAPS[:1], SCHEDULE, seed=5)
+    np.testing.assert_array_equal(first_alone.actions, among_all.actions[:1])
+    # Other company, and lakes of another size: more padding, and other histories that end earlier or later.
+    others = [MAPS[0], *development_maps("in_distribution", 40)[30:]]
+    np.testing.assert_array_equal(rollout(player, others, SCHEDULE, seed=5).actions[0], among_all.actions[0])
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda policy: policy.name)
+def test_equal_lakes_have_their_own_luck(baseline):
+    """Twenty times one lake with two equally short ways: nobody does the same on all of them."""
+    played = rollout(baseline, [LakeMap(("SFF", "FFF", "FFG"))] * 20, [1], seed=5)
+    assert len(np.unique(played.actions[:, 0], axis=0)) > 2
+
+
+@pytest.mark.parametrize("name", [policy.name for policy in BASELINES])
+def test_playing_before_the_start_is_named(name):
+    fresh = {policy.name: policy for policy in baselines(PAPER_IN_DISTRIBUTION)}[name]
+    with pytest.raises(RuntimeError, match=rf"policy '{name}': act\(\) before start\(\): call start"):
+        fresh.act(Step(np.array([RESET]), np.array([0]), np.array([RUNNING], np.uint8)))
+
+
+def test_an_agent_that_plays_before_the_start_is_named():
+    with pytest.raises(RuntimeError, match=r"policy 'agent': act\(\) before start\(\)"):
+        load_agent("assets/adapters/dqn").act(Step(np.array([RESET]), np.array([0]), np.array([RUNNING], np.uint8)))
+
+
+def test_dice_of_a_row_depend_on_its_generator_alone():
+    def dice(rows):
+        return Dice([np.random.default_rng([7, row]) for row in rows], 3)
+
+    together, alone = dice(range(5)), dice([2])
+    for step in range(200):
+        if step == 70:
+            together.keep(np.array([0, 2, 4]))
+        row = 2 if step < 70 else 1
+        numbers = together()
+        assert numbers.shape == (5 if step < 70 else 3, 3) and (numbers >= 0).all() and (numbers < 1).all()
+        np.testing.assert_array_equal(numbers[row], alone()[0])
+
+
+def test_dice_never_show_a_number_twice():
+    dice = Dice([np.random.default_rng(0)], 4)
+    assert len(np.unique([dice() for _ in range(300)])) == 1200

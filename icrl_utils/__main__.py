@@ -18,6 +18,8 @@ from typing import Any
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 
+DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab."
+
 
 def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:
     """One option for each field of a config dataclass: ``slice_tokens: int`` becomes ``--slice-tokens``.
@@ -126,19 +128,21 @@ def run_course(args: argparse.Namespace) -> None:
 
 
 def run_lab(args: argparse.Namespace) -> None:
+    from icrl_utils.tools.build_notebooks import kernel_environment
+
     profile = get_profile(args.profile)
     command = [sys.executable, "-m", "jupyterlab", "notebooks/00_start_here.ipynb"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # containers: Jupyter refuses to start as root without it
     try:
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "ICRL_PROFILE": profile.name}, check=True)
+        subprocess.run(command, cwd=ROOT, env=kernel_environment(profile), check=True)
     except KeyboardInterrupt:
         pass
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The command line; ``command`` is the subcommand whose config options are to be read from its module."""
-    parser = argparse.ArgumentParser(prog="python -m icrl_utils", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m icrl_utils", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, call, text: str, draws: bool = True) -> argparse.ArgumentParser:
@@ -199,5 +203,13 @@ def _raised_by_us(error: BaseException) -> bool:
     return Path(__file__).parent in Path(last[0].f_code.co_filename).parents
 
 
+def restart_with_docstrings() -> None:
+    """Start this command again without ``-OO``, which takes docstrings away: transformers reads its own on import."""
+    os.environ.pop("PYTHONOPTIMIZE", None)
+    os.execv(sys.executable, [sys.executable, "-m", "icrl_utils", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
+    if sys.flags.optimize > 1:
+        restart_with_docstrings()
     sys.exit(main())

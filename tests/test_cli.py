@@ -1,7 +1,9 @@
 """The command line, the profiles and the version check behind the set-up cell."""
 
 import argparse
+import ast
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from packaging.requirements import Requirement
 import icrl_utils
 from icrl_utils import paths, versions
 from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
+from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.tools.build_notebooks import setup_cell
 
@@ -59,9 +62,42 @@ def test_profiles_change_only_fields_that_a_config_has():
         assert set(profile.training) <= known
 
 
+def test_lab_shows_pictures_whatever_backend_the_caller_has(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    calls = []
+    monkeypatch.setattr("icrl_utils.__main__.subprocess.run", lambda command, **options: calls.append(options["env"]))
+    assert main(["lab", "--profile", "smoke"]) == 0
+    (environment,) = calls
+    assert (environment["ICRL_PROFILE"], environment["MPLBACKEND"].split(".")[-1]) == ("smoke", "backend_inline")
+
+
 def test_help_answers_without_torch():
     code = "import sys; from icrl_utils.__main__ import build_parser; build_parser(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+@pytest.mark.parametrize("command, wanted", [("--help", "In-context reinforcement learning"), ("doctor", "held-out")])
+def test_commands_work_without_asserts_and_docstrings(command, wanted, level):
+    """PYTHONOPTIMIZE=2 takes docstrings away, from this package and from those that it imports."""
+    call = [sys.executable, "-m", "icrl_utils", command]
+    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "PYTHONOPTIMIZE": level}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert wanted in done.stdout
+
+
+def test_a_command_that_needs_the_docstrings_of_libraries_has_them():
+    call = [sys.executable, "-OO", "-m", "icrl_utils", "evaluate", "nope"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "in_distribution" in done.stderr
+
+
+def test_nothing_in_the_package_hangs_on_an_assert_or_a_docstring():
+    for path in sorted((ROOT / "icrl_utils").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            assert not isinstance(node, ast.Assert), f"{where}: raise an error instead"
+            assert "__doc__" not in (getattr(node, "id", None), getattr(node, "attr", None)), where
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from icrl_utils.profiles import PROFILES
 from icrl_utils.tools.build_notebooks import (
@@ -18,6 +19,8 @@ from icrl_utils.tools.build_notebooks import (
     clean,
     colab_badge,
     execute,
+    require_pictures,
+    run_course,
     setup_cell,
     sources,
     write_notebook,
@@ -93,15 +96,38 @@ def test_exercises_have_stub_check_and_solution(source):
     assert exercises and exercises == ["exercise", "check", "solution"] * (len(exercises) // 3)
 
 
-@each_source
-@pytest.mark.parametrize("solved, verdict", [(False, "Open:"), (True, "Passed:")], ids=["student", "solved"])
-def test_every_cell_runs_and_the_checks_know_stub_from_solution(source, solved, verdict):
-    notebook = build(source, solved)
-    execute(notebook, SMOKE, source.stem, progress=False)
+def assert_checks_say(verdict, notebook):
     for cell in notebook.cells:
         if "check" in cell.metadata.get("tags", []):
             lines = printed(cell)
             assert lines and all(line.startswith(verdict) for line in lines), (cell.source, lines)
+
+
+@each_source
+def test_every_cell_runs_and_the_checks_know_a_stub(source):
+    notebook = build(source)
+    execute(notebook, SMOKE, source.stem, progress=False)
+    require_pictures(notebook, source.stem)
+    assert_checks_say("Open:", notebook)
+
+
+def twice(notebook):
+    """The notebook with every code cell two times in a row, as readers run a cell again."""
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=cell.metadata, id=f"{cell.id}-again"))
+    notebook.cells = cells
+    return notebook
+
+
+@each_source
+def test_every_cell_runs_twice_in_a_row_and_the_checks_know_a_solution(source):
+    notebook = twice(build(source, solved=True))
+    execute(notebook, SMOKE, source.stem, progress=False)
+    require_pictures(notebook, source.stem)
+    assert_checks_say("Passed:", notebook)
 
 
 later_notebook = pytest.mark.parametrize("number", ["03", "04", "05"])
@@ -223,6 +249,55 @@ def test_execution_runs_in_the_repository_in_the_profile_and_leaves_no_trace_of_
     assert str(NOTEBOOKS.parent) not in text and "timestamp" not in text and "widget-view" not in text
     assert "100%" in text and "  0%" not in text  # of a progress bar the last state is kept
     assert not list(tmp_path.glob("*.part"))
+
+
+PLOTTING = """\
+# %% [markdown]
+# # 98 · Plotting
+
+# %%
+{before}
+from icrl_utils.lake import DEFAULT_MAP
+from icrl_utils.plots import plot_lake
+
+# %%
+plot_lake(
+    DEFAULT_MAP,  # as the last expression, over several lines
+)
+"""
+
+
+@pytest.fixture
+def course_of_one(tmp_path, monkeypatch):
+    """Runs the course on one notebook, in which ``before`` stands before a picture, for a caller that has no screen."""
+
+    def run(before: str = ""):
+        (tmp_path / "98_plotting.py").write_text(PLOTTING.format(before=before), encoding="utf-8")
+        run_course(SMOKE)
+        return nbformat.read(tmp_path / "notebooks" / "98_plotting.ipynb", as_version=4)
+
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr("icrl_utils.tools.build_notebooks.SOURCES", tmp_path)
+    monkeypatch.setattr("icrl_utils.paths.BUILD", tmp_path)
+    return run
+
+
+def test_the_course_shows_its_pictures_whatever_backend_the_caller_has(course_of_one):
+    last = course_of_one().cells[-1]
+    assert [sorted(output["data"]) for output in last.outputs] == [["image/png", "text/plain"]]
+
+
+def test_a_course_without_a_picture_where_one_belongs_has_failed(course_of_one, capsys):
+    with pytest.raises(RuntimeError, match=r"98_plotting: cell 3 ends with plot_lake\(\.\.\.\), and shows no picture"):
+        course_of_one(before="import matplotlib; matplotlib.use('agg')")
+    assert "notebooks ran" not in capsys.readouterr().out
+
+
+def test_an_assert_in_a_cell_asserts_whatever_the_caller_has(monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert False")])
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        execute(notebook, SMOKE, "97", progress=False)
 
 
 def test_badge_is_hidden_until_the_repository_has_an_address(monkeypatch):

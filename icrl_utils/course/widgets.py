@@ -6,14 +6,17 @@ Only what ipywidgets 7.7 (Colab) and 8 have in common is used.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import OUTCOMES, Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.env import STEP_LIMIT
@@ -31,6 +34,27 @@ def show_figure(output: ipywidgets.Output, figure: Figure) -> None:
     figure.savefig(buffer, format="png")
     picture = base64.b64encode(buffer.getvalue()).decode("ascii")
     output.outputs = ({"output_type": "display_data", "data": {"image/png": picture}, "metadata": {}},)
+
+
+def show_error(output: ipywidgets.Output, error: Exception) -> None:
+    """Replace what ``output`` shows by the error, as a cell shows one."""
+    lines = traceback.format_exception(error)
+    name = type(error).__name__
+    output.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": lines},)
+
+
+def callback(method: Callable) -> Callable:
+    """A method that a widget calls. Jupyter would swallow its errors, or hide them in a log, and the reader would see a
+    display that stands still: they are shown in ``self.output``, and the widget lives on."""
+
+    @functools.wraps(method)
+    def call(self, *arguments) -> None:
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            show_error(self.output, error)
+
+    return call
 
 
 # ------------------------------------------------------------------------------------------- learning-curve explorer
@@ -56,8 +80,8 @@ class LearningCurveExplorer(ipywidgets.VBox):
         self.output = ipywidgets.Output()
         self._offer_policies()
         for widget in (self.smoothing, self.maps, self.policies):
-            widget.observe(self._draw, "value")
-        self.schedule.observe(self._offer_policies, "value")
+            widget.observe(self._on_control, "value")
+        self.schedule.observe(self._on_schedule, "value")
         controls = ipywidgets.VBox([self.smoothing, self.maps, self.schedule])
         super().__init__([ipywidgets.HBox([controls, self.policies]), self.output])
         self._draw()
@@ -73,7 +97,15 @@ class LearningCurveExplorer(ipywidgets.VBox):
             title=f"Schedule: {name}" if len(self.curves) > 1 else "", resamples=self.resamples,
         )  # fmt: skip
 
-    def _offer_policies(self, change: object = None) -> None:
+    @callback
+    def _on_control(self, change: object) -> None:
+        self._draw()
+
+    @callback
+    def _on_schedule(self, change: object) -> None:
+        self._offer_policies()
+
+    def _offer_policies(self) -> None:
         """The players of the chosen schedule; those that were chosen before stay chosen."""
         offered = list(success_by_policy(self.curves[self.schedule.value]))
         kept = [policy for policy in self.policies.value if policy in offered]
@@ -81,7 +113,7 @@ class LearningCurveExplorer(ipywidgets.VBox):
         self.policies.rows = min(8, max(3, len(offered)))
         self.policies.value = kept or offered  # new options have emptied it: this draws
 
-    def _draw(self, change: object = None) -> None:
+    def _draw(self) -> None:
         if self.policies.value:
             show_figure(self.output, self.figure())
 
@@ -115,9 +147,13 @@ class Game:
 
     Args:
         starts: the start tile of every episode.
+
+    Raises:
+        ValueError: the lake has more tiles than the compact text has words for.
     """
 
     def __init__(self, lake_map: LakeMap, starts: list[int]):
+        check_words(lake_map)
         self.lake_map, self.starts = lake_map, starts
         self.episodes: list[Episode] = []  # those that have ended
         self._tiles, self._actions = [starts[0]], []
@@ -157,6 +193,15 @@ class Game:
         return outcome
 
 
+def check_words(lake_map: LakeMap) -> None:
+    """Raises ValueError where the compact text, in which the game is told, has too few words."""
+    if lake_map.n_tiles > COMPACT_TILES:
+        raise ValueError(
+            f"lake_map has {lake_map.n_tiles} tiles, and the compact text has words for {COMPACT_TILES}: play on a "
+            "lake of at most 8 x 8."
+        )
+
+
 class PlayAgainstAgent(ipywidgets.VBox):
     """See ``play_against_agent``. Attributes: ``game``, ``records`` of the agent, ``buttons``, ``reveal``."""
 
@@ -171,16 +216,24 @@ class PlayAgainstAgent(ipywidgets.VBox):
             for action in ACTIONS
         }
         for action, button in enumerate(self.buttons.values()):
-            button.on_click(lambda _, action=action: self._move(action))
+            button.on_click(functools.partial(self._on_move, action))
         self.reveal = ipywidgets.Button(
             description="Show the lake (spoiler)", button_style="info", layout=ipywidgets.Layout(width="14em")
         )
-        self.reveal.on_click(self._reveal)
+        self.reveal.on_click(self._on_reveal)
         self.view, self.table, self.output = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
         self._message = "Where is the goal? Nobody tells you: try."
         self._refresh()
         keys = ipywidgets.HBox([self.buttons[action] for action in ("left", "down", "up", "right")])
         super().__init__([self.view, keys, self.table, self.reveal, self.output])
+
+    @callback
+    def _on_move(self, action: int, button: object) -> None:
+        self._move(action)
+
+    @callback
+    def _on_reveal(self, button: object) -> None:
+        self._reveal()
 
     def _move(self, action: int) -> None:
         outcome = self.game.move(action)
@@ -226,7 +279,7 @@ class PlayAgainstAgent(ipywidgets.VBox):
             f"<small>★ goal, ✕ hole, … cut off after {STEP_LIMIT} moves; the number says how many moves</small>"
         )
 
-    def _reveal(self, _: object = None) -> None:
+    def _reveal(self) -> None:
         lake_map, episodes = self.game.lake_map, {}
         if self.game.episodes:
             last = len(self.game.episodes) - 1
@@ -248,7 +301,11 @@ def play_against_agent(
 
     The agent plays all its episodes when the widget is made, with a fresh history; ``schedule`` and ``episodes`` are
     those of ``rollout``.
+
+    Raises:
+        ValueError: the lake has more than 64 tiles.
     """
+    check_words(lake_map)  # before the agent plays it
     return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], schedule, seed=seed, episodes=episodes))
 
 

@@ -6,6 +6,7 @@ notebook), the Colab badge, and the folding of solutions: a code cell tagged ``s
 the tests prove that the shipped solutions pass the checks.
 """
 
+import ast
 import os
 import re
 import shutil
@@ -124,9 +125,37 @@ def execute(notebook: NotebookNode, profile: Profile, title: str, progress: bool
             resources={"metadata": {"path": str(NOTEBOOKS)}}, on_cell_complete=after_cell,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
-        client.execute(env={**os.environ, "ICRL_PROFILE": profile.name})
+        client.execute(env=kernel_environment(profile))
         bar.update(bar.total - bar.n)
     return peak
+
+
+def kernel_environment(profile: Profile) -> dict[str, str]:
+    """The environment of a kernel, whatever the caller has in its own: figures are shown in the notebook, and the
+    ``assert`` of a cell asserts."""
+    inline = "module://matplotlib_inline.backend_inline"
+    return {**os.environ, "ICRL_PROFILE": profile.name, "MPLBACKEND": inline, "PYTHONOPTIMIZE": ""}
+
+
+def require_pictures(notebook: NotebookNode, title: str) -> None:
+    """A cell that ends with a ``plot_*`` call shows a figure: raises RuntimeError naming the first one that did not."""
+    for index, cell in enumerate(notebook.cells):
+        plot = _plot_at_the_end(cell)
+        if plot and not any("image/png" in output.get("data", {}) for output in cell.outputs):
+            raise RuntimeError(
+                f"{title}: cell {index} ends with {plot}(...), and shows no picture. It needs matplotlib's inline "
+                "backend: does a cell before it choose another one, by matplotlib.use or plt.switch_backend?"
+            )
+
+
+def _plot_at_the_end(cell: NotebookNode) -> str | None:
+    """``plot_lake`` where the last line of a code cell is ``plot_lake(...)`` or ``lakes.plot_lake(...)``."""
+    if cell.cell_type != "code":
+        return None
+    match ast.parse(cell.source).body[-1:]:
+        case [ast.Expr(ast.Call(ast.Name(name) | ast.Attribute(attr=name)))] if name.startswith("plot_"):
+            return name
+    return None
 
 
 def _peak_memory_gb(pid: int) -> float:
@@ -174,7 +203,7 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
 
     Raises:
         ValueError: unknown notebook, or ``write`` in a profile other than cpu.
-        RuntimeError: a cell failed.
+        RuntimeError: a cell failed, or made no picture where one belongs.
     """
     if write and profile is not PROFILES["cpu"]:
         raise ValueError(f"--write with profile {profile.name!r}: committed notebooks show the cpu profile.")
@@ -191,6 +220,7 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
                 f"The failing cell and its traceback are at the end of the outputs in {path.relative_to(ROOT)}."
             ) from error
         write_notebook(clean(notebook), path)
+        require_pictures(notebook, source.stem)
         report.append((source.stem, time.perf_counter() - began, peak))
     if write:  # only now: all of them ran
         for name, _, _ in report:

@@ -304,7 +304,7 @@ import warnings
 long_history = [Episode((8,) * 101, (0,) * 100, "limit")] * 30
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    kept = paper.fit(long_history, max_tokens=8192)
+    kept = HistoryFormat("paper", tokenizer).fit(long_history, max_tokens=8192)
 print(len(kept), "of 30 episodes of circles stay in the paper's format:", caught[0].message)
 
 # %% [markdown]

@@ -221,7 +221,14 @@ for name, moved in moves.items():
 
 
 # %%
-from icrl_utils.dqn.dqn import moves_that_led_nowhere, polyak_update, td_loss, td_targets
+from icrl_utils.dqn.dqn import (
+    moves_that_led_nowhere,
+    polyak_update,
+    q_and_targets,
+    squared_td_error,
+    td_loss,
+    td_targets,
+)
 from icrl_utils.hardware import make_accelerator
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
@@ -275,8 +282,6 @@ from icrl_utils.training.runs import Run
 from icrl_utils.training.training import load_frozen, q_network
 
 pieces = BUILD / "notebook-04" / "pieces"
-for old in ("pieces", "trial", "live"):
-    shutil.rmtree(BUILD / "notebook-04" / old, ignore_errors=True)
 sizes = {"base": profile.base_path, "device": "cpu"} | dict(profile.training)  # the rest is as in the shipped run
 config = TrainConfig(**sizes | {"out": str(pieces)})
 
@@ -362,11 +367,14 @@ y = td_targets(q, q_target, batch.reward, batch.terminated, gamma, repeated)
 # forgotten: it carries no information about actions. Without them an agent that decides from the first move on dies
 # nearly four times as often where it had died before (.015 against .004 of its last ten episodes); with three times as
 # much its ways are longer (lab book, section 7).
+#
+# `q_and_targets` is the two cells above in one call. They showed what is in it; here it makes the graph that `backward`
+# goes back through and uses up.
 
 # %% tags=["from:training.training.train"]
+z, y, logits = q_and_targets(net, model, part, readout, config.gamma, config.consistent, observation)
 loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
-
-# %% tags=["from:training.training.train"]
+error = squared_td_error(readout.q(z.detach()), part, y) / decisions
 total = loss
 if config.world_model:
     total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
@@ -422,11 +430,15 @@ def rate_factor(step, steps, warmup):
 # ## 5 · Train it, live
 #
 # First measure what a step costs *here*, with data making included, then choose the number of steps so that the cosine
-# ends in time. Your machine decides how far the run gets; the clock bounds it in any case (`minutes`).
+# ends in time. Your machine decides how far the run gets; the clock bounds it in any case (`minutes`). A new
+# measurement means another number of steps: this cell also clears away what an earlier run has left.
 
 # %%
 short = {"steps": 4 if small else 20, "log_every": 4, "eval_maps": 1, "eval_step_limit": 1}
+live = BUILD / "notebook-04" / "live"
 trial = TrainConfig(**sizes | short | {"out": str(BUILD / "notebook-04" / "trial")})
+for old in (trial.out, live):
+    shutil.rmtree(old, ignore_errors=True)
 speeds = [float(row["tokens_per_s"]) for row in read_log(train(trial, progress=False))]
 budget = 60 * profile.train_minutes * np.median(speeds[1:] or speeds)  # tokens; the first steps only warm up
 steps = int(min(0.88 * budget, profile.train_tokens) / trial.step_tokens)  # the rest of the time is for looking
@@ -434,15 +446,15 @@ print(f"{np.median(speeds):,.0f} tokens a second, so {steps:,} steps of {trial.s
 
 # %% [markdown]
 # Now the run. The bar shows the TD error and, every now and then, the success on development lakes (with a step limit
-# of 30, so that loops are cheap: a lower bound). Interrupt it if you like; `train(config, resume=True)` goes on from
-# the last checkpoint and ends with the same weights.
+# of 30, so that loops are cheap: a lower bound). Interrupt it if you like, and run the cell again: with `resume=True`
+# it goes on from its checkpoint and ends with the same weights. To start anew, run the cell above again first.
 
 # %%
 steps = max(steps, 4)
 chosen = {"steps": steps, "warmup": min(100, 1 + steps // 10), "minutes": profile.train_minutes,
           "log_every": 1 + steps // 60, "eval_every": 1 + steps // 5, "eval_maps": 4 if small else 32}  # fmt: skip
-config = TrainConfig(**sizes | chosen | {"out": str(BUILD / "notebook-04" / "live")})
-folder = train(config)
+config = TrainConfig(**sizes | chosen | {"out": str(live)})
+folder = train(config, resume=True)
 
 # %%
 run_facts = json.loads((folder / "run.json").read_text())
@@ -737,13 +749,14 @@ from dataclasses import replace
 quick = {"device": "cpu", "steps_per_chunk": 2, "log_every": 1, "eval_maps": 1, "eval_step_limit": 2}
 little = replace(PROFILES["t4"], base=str(checkpoint), slices=2, slice_tokens=256, train_tokens=4 * 512)
 options = train_options(real) | {"base": checkpoint} if is_real else train_options(little) | quick
-config = TrainConfig(**options | {"minutes": real.train_minutes, "out": str(BUILD / "notebook-04" / "real")})
+out = BUILD / "notebook-04" / f"real-{real.name}"
+config = TrainConfig(**options | {"minutes": real.train_minutes, "out": str(out)})
 print(f"{config.steps} steps of {config.slices} x {config.slice_tokens:,} tokens, in parts of {config.micro_tokens:,}")
 
 # %%
-del model, player  # beside the model in training a GPU may have no room for a second one
+model = player = None  # beside the model in training a GPU may have no room for a second one
 gc.collect()
-folder = train(config, resume=True)  # goes on where a session before this one was stopped
+folder = train(config, resume=True)  # goes on where this cell was stopped before, in this session or an earlier one
 print(*(f"{row['step']:>5s} TD error {float(row['td_error']):.3f}" for row in read_log(folder)[-3:]), sep="\n")
 facts = json.loads((folder / "run.json").read_text())
 print("base in", facts["quantization"], "· precision", facts["precision"], "· read-out", facts["readout"])

@@ -1,15 +1,18 @@
 """Widgets without a browser: values are set and buttons clicked as a reader does, and the shown picture is compared."""
 
 import base64
+import re
+from pathlib import Path
 
 import ipywidgets
 import matplotlib
 import numpy as np
 import pytest
 
+from icrl_utils.course import widgets
 from icrl_utils.course.widgets import Game, learning_curve_explorer, play_against_agent
 from icrl_utils.history.format import HistoryFormat
-from icrl_utils.lake.maps import LakeMap
+from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
 
@@ -152,6 +155,78 @@ def test_the_opponent_follows_a_schedule():
     player = play_against_agent(OraclePolicy(), LAKE, schedule=[0, 0, 1, 1])
     assert player.records.epsilon.tolist() == [0, 0, 1, 1] and len(player.game.starts) == 4
     assert [episode.steps for episode in player.opponent[2:]] == [5, 5]
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be done
+
+
+def error_of(output) -> str:
+    """The one error that an Output widget shows, as a reader sees it."""
+    (shown,) = output.outputs
+    assert shown["output_type"] == "error"
+    assert shown["traceback"][-1].strip() == f"{shown['ename']}: {shown['evalue']}"
+    return shown["traceback"][-1].strip()
+
+
+def fails(*arguments, **options):
+    raise ZeroDivisionError("out of luck")
+
+
+@pytest.mark.parametrize(
+    "control, value", [("smoothing", 3), ("maps", 6), ("policies", ("random",)), ("schedule", "greedy")]
+)
+def test_explorer_shows_the_error_of_every_control_and_lives_on(curves, monkeypatch, control, value):
+    explorer = learning_curve_explorer(curves, resamples=0)
+    with monkeypatch.context() as broken:
+        broken.setattr("icrl_utils.plots.curves.plot_learning_curves", fails)
+        getattr(explorer, control).value = value
+        assert error_of(explorer.output) == "ZeroDivisionError: out of luck"
+    explorer.smoothing.value = 5
+    assert picture(explorer.output)
+
+
+@pytest.mark.parametrize("button", ["left", "down", "right", "up", "reveal"])
+def test_player_shows_the_error_of_every_button_and_lives_on(player, monkeypatch, button):
+    with monkeypatch.context() as broken:
+        broken.setattr("icrl_utils.plots.lakes.plot_trajectories", fails)
+        broken.setattr(Game, "move", fails)
+        (player.reveal if button == "reveal" else player.buttons[button]).click()
+        assert error_of(player.output) == "ZeroDivisionError: out of luck"
+    player.buttons["right"].click()
+    assert "8 right 9" in player.view.value
+    player.reveal.click()
+    assert picture(player.output)
+
+
+def test_every_callback_is_guarded():
+    """A new control that is connected without the guard would fail silently."""
+    source = Path(widgets.__file__).read_text(encoding="utf-8")
+    connected = re.findall(r"\.(?:observe|on_click)\((?:functools\.partial\()?self\.(\w+)", source)
+    assert len(connected) == len(re.findall(r"\.(?:observe|on_click)\(", source)) == 4
+    assert all(f"    @callback\n    def {name}(" in source for name in connected)
+
+
+def lake_of(height: int, width: int) -> LakeMap:
+    return LakeMap(("S" + "F" * (width - 1), *["F" * width] * (height - 2), "F" * (width - 1) + "G"))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (13, 5)])
+def test_a_lake_that_the_text_has_no_words_for_is_refused_before_anybody_plays(size, monkeypatch):
+    lake = lake_of(*size)
+    with pytest.raises(ValueError, match=f"lake_map has {lake.n_tiles} tiles.* words for 64"):
+        Game(lake, [0])
+    monkeypatch.setattr("icrl_utils.play.rollout.rollout", lambda *args, **kwargs: pytest.fail("played"))
+    with pytest.raises(ValueError, match=f"lake_map has {lake.n_tiles} tiles"):
+        play_against_agent(OraclePolicy(), lake)
+
+
+def test_the_last_tile_of_the_largest_lake_is_shown():
+    player = play_against_agent(OraclePolicy(), lake_of(8, 8), episodes=2)
+    for action in [DOWN] * 7 + [RIGHT] * 6:
+        player.buttons[ACTIONS[action]].click()
+    assert ">62</b>" in player.view.value
+    player.buttons["right"].click()
+    assert "Goal!" in player.view.value and not player.output.outputs
 
 
 def test_only_widgets_that_ipywidgets_7_and_8_share(curves, player):

@@ -9,7 +9,7 @@ import pytest
 from icrl_utils.paths import ROOT
 
 PACKAGE = ROOT / "icrl_utils"
-GROUND = {"paths", "profiles", "hardware", "statistics", "versions"}
+GROUND = {"paths", "ranges", "profiles", "hardware", "statistics", "versions"}
 MAY_IMPORT = {  # besides the ground: the doors below, in the order of the lessons
     "lake": set(),
     "history": {"lake"},
@@ -22,7 +22,7 @@ MAY_IMPORT = {  # besides the ground: the doors below, in the order of the lesso
     "course": {"lake", "history", "play", "llama", "dqn", "plots"},
     "tools": {"lake", "history", "play", "llama", "dqn", "training", "evaluation", "plots", "course"},
 }
-WITHOUT_TORCH = ("lake", "history", "play", "plots", "statistics", "paths", "profiles", "versions")
+WITHOUT_TORCH = ("lake", "history", "play", "plots", "statistics", "paths", "ranges", "profiles", "versions")
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -187,7 +187,7 @@ def test_one_version_everywhere():
 
 def test_public_names_load_and_stay_what_they_are():
     """The package's rollout is the function, also after the module of that name was imported."""
-    code = "import icrl_utils.rollout; from icrl_utils import *; print(callable(rollout), callable(load_agent))"
+    code = "import icrl_utils.play.rollout; from icrl_utils import *; print(callable(rollout), callable(load_agent))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
 

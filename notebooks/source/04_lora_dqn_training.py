@@ -296,8 +296,8 @@ action_ids = torch.as_tensor(data.history.action_ids, device=accelerator.device)
 
 # %% [markdown]
 # **Model.** One frozen base, two adapters. `q_network` makes one network of the base and the active adapter, which
-# computes $W + \frac{\alpha}{r}BA$ once per step instead of multiplying every token by $B$ and $A$: the same function, faster in
-# a small model.
+# computes $W + \frac{\alpha}{r}BA$ once per step instead of multiplying every token by $B$ and $A$: the same function,
+# faster in a small model.
 
 # %% tags=["from:training.training.train"]
 base = load_frozen(config, accelerator)

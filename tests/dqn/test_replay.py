@@ -301,7 +301,7 @@ def test_a_source_is_a_function_of_the_seed(crossing):
 def test_a_source_draws_fresh_maps_or_from_a_pool(monkeypatch):
     played = []
     monkeypatch.setattr(
-        "icrl_utils.play.collect.collect", lambda maps, *a, **k: played.append(maps) or collect(maps, *a, **k)
+        "icrl_utils.dqn.replay.collect", lambda maps, *a, **k: played.append(maps) or collect(maps, *a, **k)
     )
     SliceSource(TRAINING_MAPS, RANDOM_PLAY).slices(8, 32, rng(1))
     SliceSource(MAPS[:3], RANDOM_PLAY).slices(40, 32, rng(1))

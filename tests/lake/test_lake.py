@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from icrl_utils.lake import env, held_out
+from icrl_utils.lake import held_out
 from icrl_utils.lake.env import ENV_ID, FrozenLakeEnv, FrozenLakeVectorEnv
 from icrl_utils.lake.held_out import development_maps, held_out_maps, reject_held_out, training_maps
 from icrl_utils.lake.maps import (
@@ -246,7 +246,7 @@ def test_the_largest_map_keeps_its_numbers_and_a_larger_one_is_refused():
 def test_training_lakes_are_easier_than_those_of_the_evaluation():
     """The figures beside ``TRAINING_MAPS``."""
     maps = training_maps(TRAINING_MAPS, 3000, 0)
-    near = [[env.optimal_steps(start) == 3 for start in env.starts] for lake in maps]
+    near = [[lake.optimal_steps(start) == 3 for start in lake.starts] for lake in maps]
     assert np.mean([any(starts) for starts in near]) == pytest.approx(0.56, abs=0.03)
     assert np.mean([np.mean(starts) for starts in near]) == pytest.approx(0.47, abs=0.03)
     training, held_out = (
@@ -657,5 +657,5 @@ def test_the_maker_never_publishes_other_maps(tmp_path, monkeypatch):
     monkeypatch.setattr(held_out, "HELD_OUT_FILE", tmp_path / "held_out_maps.json")
     monkeypatch.setattr(held_out, "_HELD_OUT_SEEDS", {"in_distribution": 1, "out_of_distribution": 2})
     with pytest.raises(SystemExit, match="draws other maps .* nothing written"):
-        held_out._make_held_out_file()
+        held_out.make_held_out_file()
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
+from icrl_utils import paths
 from icrl_utils.dqn.dqn import polyak_update
 from icrl_utils.history.format import HistoryFormat
-from icrl_utils.llama import adapters
 from icrl_utils.llama.adapters import (
     ADAPTERS,
     ONLINE,
@@ -112,7 +112,7 @@ def test_paths_in_files_are_relative_to_the_repository(monkeypatch, tmp_path):
 def test_a_base_in_the_repository_is_found_from_anywhere(monkeypatch, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").touch()
-    monkeypatch.setattr(adapters, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert base_folder("base") == tmp_path / "base"
 
 

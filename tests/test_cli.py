@@ -255,6 +255,6 @@ def test_the_set_up_cell_runs_the_code_of_the_repository_around_it(tmp_path):
 
 
 def test_a_copy_without_the_repository_says_what_it_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="a copy without the files of the course.*--editable ."):
         versions.set_up()

@@ -178,7 +178,7 @@ def fails(*arguments, **options):
 def test_explorer_shows_the_error_of_every_control_and_lives_on(curves, monkeypatch, control, value):
     explorer = learning_curve_explorer(curves, resamples=0)
     with monkeypatch.context() as broken:
-        broken.setattr("icrl_utils.plots.curves.plot_learning_curves", fails)
+        broken.setattr("icrl_utils.course.widgets.plot_learning_curves", fails)
         getattr(explorer, control).value = value
         assert error_of(explorer.output) == "ZeroDivisionError: out of luck"
     explorer.smoothing.value = 5
@@ -188,7 +188,7 @@ def test_explorer_shows_the_error_of_every_control_and_lives_on(curves, monkeypa
 @pytest.mark.parametrize("button", ["left", "down", "right", "up", "reveal"])
 def test_player_shows_the_error_of_every_button_and_lives_on(player, monkeypatch, button):
     with monkeypatch.context() as broken:
-        broken.setattr("icrl_utils.plots.lakes.plot_trajectories", fails)
+        broken.setattr("icrl_utils.course.widgets.plot_trajectories", fails)
         broken.setattr(Game, "move", fails)
         (player.reveal if button == "reveal" else player.buttons[button]).click()
         assert error_of(player.output) == "ZeroDivisionError: out of luck"
@@ -215,7 +215,7 @@ def test_a_lake_that_the_text_has_no_words_for_is_refused_before_anybody_plays(s
     lake = lake_of(*size)
     with pytest.raises(ValueError, match=f"lake_map has {lake.n_tiles} tiles.* words for 64"):
         Game(lake, [0])
-    monkeypatch.setattr("icrl_utils.play.rollout.rollout", lambda *args, **kwargs: pytest.fail("played"))
+    monkeypatch.setattr("icrl_utils.course.widgets.rollout", lambda *args, **kwargs: pytest.fail("played"))
     with pytest.raises(ValueError, match=f"lake_map has {lake.n_tiles} tiles"):
         play_against_agent(OraclePolicy(), lake)
 

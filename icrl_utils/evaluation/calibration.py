@@ -18,13 +18,13 @@ from icrl_utils.llama.agent import Agent
 from icrl_utils.play.baselines import RandomPolicy
 from icrl_utils.play.rollout import rollout
 
-GOAL, HOLE = -1, -2  # where an edge of the known graph leads, if not to a tile on which play goes on
-Graph = dict[tuple[int, int], int]  # (tile, action) -> tile, GOAL or HOLE
+TO_GOAL, TO_HOLE = -1, -2  # graph ends: where an edge leads, if not to a tile on which play goes on
+Graph = dict[tuple[int, int], int]  # (tile, action) -> tile, TO_GOAL or TO_HOLE
 
 
 def known_graph(episodes: Sequence[Episode]) -> Graph:
     """The edges that ``episodes`` show. A last step that was cut off counts: its tile is a real one, if it is told."""
-    ends = {"goal": GOAL, "hole": HOLE}
+    ends = {"goal": TO_GOAL, "hole": TO_HOLE}
     graph = {}
     for episode in episodes:
         for t, action in enumerate(episode.actions):
@@ -37,12 +37,12 @@ def known_graph(episodes: Sequence[Episode]) -> Graph:
 
 def moves_to_goal(graph: Graph) -> dict[int, int]:
     """For every tile from which a goal is known to be reachable, the moves of the shortest known way."""
-    distance, frontier = {GOAL: 0}, [GOAL]
+    distance, frontier = {TO_GOAL: 0}, [TO_GOAL]
     while frontier:
         before = {tile for (tile, _), after in graph.items() if after in frontier and tile not in distance}
         distance |= {tile: distance[frontier[0]] + 1 for tile in before}
         frontier = list(before)
-    del distance[GOAL]
+    del distance[TO_GOAL]
     return distance
 
 
@@ -56,9 +56,9 @@ def edge_kind(graph: Graph, tile: int, action: int, gamma: float) -> tuple[str, 
     after = graph.get((tile, action))
     if after is None:
         return "never tried", np.nan
-    if after == HOLE:
+    if after == TO_HOLE:
         return "seen hole", 0.0
-    moves = 1 if after == GOAL else 1 + distance[after] if after in distance else None
+    moves = 1 if after == TO_GOAL else 1 + distance[after] if after in distance else None
     if after == tile:
         return "wall", 0.0
     if moves is None:
@@ -102,7 +102,7 @@ def _ways(graph: Graph, start: int) -> list[Episode]:
     while queue:
         tile = queue.popleft()
         for action in range(len(ACTIONS)):
-            after = graph.get((tile, action), HOLE)
+            after = graph.get((tile, action), TO_HOLE)
             if after >= 0 and after not in ways:
                 ways[after] = Episode((*ways[tile].tiles, after), (*ways[tile].actions, action))
                 queue.append(after)

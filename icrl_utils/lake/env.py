@@ -19,8 +19,8 @@ from gymnasium.vector.utils import batch_space
 from icrl_utils.lake.maps import (
     ACTIONS,
     DEFAULT_MAP,
-    GOAL,
-    ORDINARY,
+    GOAL_TILE,
+    ICE,
     LakeMap,
     LakeTables,
     checked_maps,
@@ -195,8 +195,8 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
             actions = _slipped(actions, _uniform(self._keys, self._episode, self._steps))
         place = self._next[self._place * 4 + actions]
         kind = self._kind[place]
-        reward = (kind == GOAL).astype(np.float64)
-        terminated = kind != ORDINARY
+        reward = (kind == GOAL_TILE).astype(np.float64)
+        terminated = kind != ICE
         truncated = self._steps >= self.step_limit
         over = np.flatnonzero(self._over)
         if over.size:

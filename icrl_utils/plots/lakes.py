@@ -18,16 +18,16 @@ from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.plots.style import (
     BLUE,
-    FOG,
-    GOAL_TILE,
+    FOG_COLOR,
+    GOAL_COLOR,
     GREEN,
     GREY,
-    ICE,
+    ICE_COLOR,
     INK,
     PALE,
     RED,
-    START_TILE,
-    WATER,
+    START_COLOR,
+    WATER_COLOR,
     YELLOW,
     new_figure,
     styled,
@@ -122,13 +122,13 @@ def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None,
     for tile, letter in enumerate("".join(lake_map.rows)):
         row, column = divmod(tile, lake_map.width)
         in_fog = known is not None and tile not in known
-        face = FOG if in_fog else {"S": START_TILE, "G": GOAL_TILE}.get(letter, ICE)
+        face = FOG_COLOR if in_fog else {"S": START_COLOR, "G": GOAL_COLOR}.get(letter, ICE_COLOR)
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
         if in_fog:
             ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13 * shrink)
             continue
         if letter == "H":
-            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
+            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER_COLOR))
         elif letter == "G":
             ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19 * shrink, color=GREEN, zorder=2)
         elif letter == "S":

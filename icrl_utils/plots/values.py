@@ -24,7 +24,7 @@ from icrl_utils.plots.style import (
     PINK,
     RED,
     SKY,
-    WATER,
+    WATER_COLOR,
     YELLOW,
     color_of,
     new_figure,
@@ -266,7 +266,7 @@ def plot_lines(
     return figure
 
 
-OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
+OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER_COLOR, LIMIT: YELLOW}
 
 
 @styled

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +30,22 @@ def atomically(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None) -> None:
+    """Write ``rows`` whole or not at all, gzipped where ``path`` ends in .gz (the same rows give the same file).
+
+    The columns are by default all that occur, in the order of their first appearance.
+    """
+    rows, text = list(rows), io.StringIO()
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    with atomically(Path(path)) as part:
+        part.write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
 
 def in_repository(path: str | Path) -> Path:

@@ -70,7 +70,7 @@ def test_files_named_in_the_readme_exist():
 
 @pytest.mark.parametrize(("column", "experiment"), enumerate(["in_distribution", "out_of_distribution"]))
 def test_the_figures_in_the_readme_are_those_of_the_shipped_records(column, experiment):
-    table = experiments.read_csv(experiments.results_path(experiment))
+    table = experiments.read_table(experiments.results_path(experiment))
     measured = {row["policy"]: row["success"] for row in experiments.summary(table)}
     figures = r"([\d.]+ \([\d.]+ to [\d.]+\)) \| " * 2
     shown = re.findall(rf"^\| \**([\w -]+?)\** \| {figures}", README, flags=re.MULTILINE)

@@ -19,6 +19,10 @@ RESET = 4  # in arrays of actions: not an action, but the beginning of an episod
 class Episode:
     """One episode: ``tiles[t]`` is where the agent stood before ``actions[t]``, ``tiles[-1]`` where it ended.
 
+    For reading and writing single histories, so it is checked, may still be running, and may lack its last tile. What
+    was played in bulk is kept in arrays instead, of equally many episodes a map (``play.rollout.Records``, whose
+    ``episodes`` are these) or of any number (``play.collect.Play``, which becomes tokens without them).
+
     ``outcome`` None means that the episode is still running (or was cut off). The last tile is None where the
     text does not tell it: in ``compact`` the outcome stands in its place; in a running episode the last action
     may not have been answered yet.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,6 @@ class Agent:
         name: in records; by default ``agent`` or ``memory-less``.
         max_tokens: a longer history loses whole oldest episodes, which is said once. Tokens that stay have seen the
             dropped ones: their keys and values are not recomputed.
-        autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
         training_seed: in records; the seed of the training run that made the weights, None for a live one.
         temperature: of the choice after ``policy.PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
     """
@@ -69,7 +67,6 @@ class Agent:
         memory: bool = True,
         name: str | None = None,
         max_tokens: int = CONTEXT,
-        autocast: torch.dtype | None = None,
         training_seed: int | None = None,
         temperature: float = 0.0,
     ):
@@ -77,7 +74,7 @@ class Agent:
         check_attention(model)
         self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
         self.name = name if name is not None else "agent" if memory else "memory-less"
-        self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
+        self.max_tokens, self.training_seed = max_tokens, training_seed
         self.temperature = temperature
         self._choice = None  # before `start`
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
@@ -89,7 +86,7 @@ class Agent:
 
     @property
     def batch_maps(self) -> int:
-        return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
+        return maps_at_once(self.model.config, self.model.get_output_embeddings().weight.dtype)
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, self._choice = len(maps), Choice(self.temperature, rngs)
@@ -189,10 +186,8 @@ class Agent:
         training = self.model.training
         if training:
             self.model.eval()
-        precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         cached = {"use_cache": False} if mask is None else {"use_cache": True, CACHE_ARGUMENT: self._cache}
-        with precision:
-            output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
+        output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
         if training:
             self.model.train()
         return output.last_hidden_state
@@ -224,7 +219,7 @@ def load_agent(
 
     Raises:
         FileNotFoundError: no adapter there. ValueError: altered weights, a base other than the one trained on, or one
-            that cannot read the history format of the training. And the errors of `load.load_model`.
+            that cannot read the history format of the training. And the errors of `load.load_llama`.
     """
     folder = _adapter_folder(path)
     run = json.loads((folder / "run.json").read_text())

@@ -52,7 +52,12 @@ RANDOM_PLAY = Behaviour(low=0.0, high=0.0)
 
 
 class Play(NamedTuple):
-    """Episodes of many maps, flattened in order: map after map, episode after episode."""
+    """Episodes of many maps, flattened in order: map after map, episode after episode.
+
+    For training data, where maps have unequally many episodes and millions of steps are never looked at one by one:
+    ``HistoryFormat.encode_episodes`` takes the first four fields as they are and makes tokens of all episodes at once,
+    the same tokens that `Episode` objects of them would have.
+    """
 
     tiles: np.ndarray  # int64 [sum(steps + 1)], every episode's terminal tile included
     actions: np.ndarray  # int64 [sum(steps)]

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from icrl_utils.hardware import device_name, matmul_peak
-from icrl_utils.paths import ROOT, atomically, file_sha256
+from icrl_utils.paths import ROOT, atomically, file_sha256, write_csv
 from icrl_utils.training.configs import RunConfig
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymnasium", "numpy")
@@ -385,14 +385,6 @@ def delayed_interrupt() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Columns in the order of their first appearance."""
-    with atomically(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def git_commit() -> str | None:

@@ -617,7 +617,7 @@ plot_calibration(rows, title="Q of moves, sorted by what the history has shown a
 # half comes from either.
 
 # %%
-from icrl_utils.llama.load import load_llama, load_model, save_small_llama
+from icrl_utils.llama.load import load_history, load_llama, save_small_llama
 
 is_real = real.history == "paper"
 checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
@@ -639,7 +639,8 @@ device = None if is_real else "cpu"  # None: the GPU
 # thrown away again. That is affordable because nobody updates it: what learns are the two adapters, in float32.
 
 # %%
-model, text = load_model(checkpoint, quantization="nf4", rank=8, device=device)
+text = load_history(checkpoint, "paper")
+model = add_adapters(load_llama(checkpoint, "nf4", device), rank=8)
 sizes_of = {}
 for name, parameter in model.named_parameters():
     part_of = "target" if TARGET in name else "online" if "lora" in name else "base"

@@ -282,12 +282,12 @@ def test_batch_maps_follows_the_memory_budget():
     large = Agent(new_tiny_llama(72, COMPACT.action_ids, hidden=64, layers=4, heads=2), COMPACT, QReadout())
     assert small.batch_maps == 2**30 // (2 * 2 * 32 * 4 * 3000)
     assert abs(small.batch_maps - 4 * large.batch_maps) < 4
-    halved = Agent(small.model, COMPACT, QReadout(), autocast=torch.bfloat16)
+    halved = Agent(tiny_model().to(torch.bfloat16), COMPACT, QReadout())
     assert halved.batch_maps == pytest.approx(2 * small.batch_maps, abs=1)
 
 
 def test_bfloat16_is_close_to_float32():
-    exact, rounded = (Spy(tiny_model(), COMPACT, QReadout(), autocast=dtype) for dtype in (None, torch.bfloat16))
+    exact, rounded = (Spy(tiny_model().to(dtype), COMPACT, QReadout()) for dtype in (torch.float32, torch.bfloat16))
     for agent in (exact, rounded):
         rollout(agent, MAPS[:2], [0, 0], step_limit=10)
     difference = [np.abs(np.array(exact.seen[i][e]) - rounded.seen[i][e]).max() for i in range(2) for e in range(2)]

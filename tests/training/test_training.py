@@ -594,20 +594,21 @@ def test_gradients_are_clipped_to_their_norm(tmp_path):
 
 
 def test_automatic_precision(monkeypatch):
-    assert resolve_precision("auto", cpu=True) == "no"
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolve_precision("auto", cpu) == "no"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))  # a T4
-    assert resolve_precision("auto", cpu=False) == "fp16"
+    assert resolve_precision("auto", gpu) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-    assert resolve_precision("auto", cpu=False) == "bf16"
-    assert resolve_precision("no", cpu=False) == "no" and resolve_precision("bf16", cpu=True) == "bf16"
+    assert resolve_precision("auto", gpu) == "bf16"
+    assert resolve_precision("no", gpu) == "no" and resolve_precision("bf16", cpu) == "bf16"
 
 
 def test_bf16_on_a_card_that_only_emulates_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* choose 'auto', which is fp16"):
-        resolve_precision("bf16", cpu=False)
-    assert resolve_precision("fp16", cpu=False) == "fp16"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* leave it out"):
+        resolve_precision("bf16", torch.device("cuda"))
+    assert resolve_precision("fp16", torch.device("cuda")) == "fp16"
 
 
 def test_two_runs_of_one_python_may_differ_in_precision():

@@ -30,7 +30,7 @@ def add_config_options(parser: argparse.ArgumentParser, config_class: type, pref
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         hint, name = hints[field.name], prefix + field.name
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             add_config_options(parser, hint, prefix=f"{name}.")
         elif name != "seed":
             option = "--" + name.replace("_", "-").replace(".", "-")

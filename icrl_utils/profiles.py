@@ -7,6 +7,7 @@ one GPU. The choice is made by ``--profile`` or the environment variable ``ICRL_
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from icrl_utils.paths import ASSETS
 
@@ -27,7 +28,7 @@ class Profile:
     train_minutes: float  # or after so much time
     slice_tokens: int  # length of one training slice
     slices: int  # slices per update
-    training: Mapping[str, object] = field(default_factory=dict, hash=False)  # fields of the pretrain and train
+    training: Mapping[str, Any] = field(default_factory=dict, hash=False)  # fields of the pretrain and train
     # configs that differ from their defaults, which are those of the shipped runs
 
     @property

@@ -197,6 +197,13 @@ def test_ruff_is_content_notebooks_included():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
+def test_mypy_is_content():
+    """Strict where pyproject.toml says so, without errors elsewhere."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_record_beside_the_base_is_that_of_its_first_stage():
     tiny = ROOT / "assets" / "tiny-llama"
     first, second = (json.loads((tiny / name).read_text()) for name in ("first_stage.json", "run.json"))

@@ -27,7 +27,7 @@ def report(profile: str | None = None) -> str:
 
 def _packages() -> Iterator[Finding]:
     for package in versions.packages():
-        yield package.requirement.name, str(package) if package.fault else package.installed, package.fault is None
+        yield package.requirement.name, str(package if package.fault else package.installed), package.fault is None
 
 
 def _hardware() -> Iterator[Finding]:

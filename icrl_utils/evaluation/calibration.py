@@ -24,14 +24,14 @@ Graph = dict[tuple[int, int], int]  # (tile, action) -> tile, TO_GOAL or TO_HOLE
 
 def known_graph(episodes: Sequence[Episode]) -> Graph:
     """The edges that ``episodes`` show. A last step that was cut off counts: its tile is a real one, if it is told."""
-    ends = {"goal": TO_GOAL, "hole": TO_HOLE}
-    graph = {}
+    ends: dict[str | None, int] = {"goal": TO_GOAL, "hole": TO_HOLE}
+    graph: Graph = {}
     for episode in episodes:
-        for t, action in enumerate(episode.actions):
-            is_last = t == episode.steps - 1
-            after = ends.get(episode.outcome, episode.tiles[t + 1]) if is_last else episode.tiles[t + 1]
-            if after is not None:
-                graph[episode.tiles[t], action] = after
+        for t, (tile, action) in enumerate(zip(episode.tiles[:-1], episode.actions, strict=True), start=1):
+            after = ends.get(episode.outcome) if t == episode.steps else None
+            after = episode.tiles[t] if after is None else after
+            if tile is not None and after is not None:
+                graph[tile, action] = after
     return graph
 
 
@@ -87,17 +87,17 @@ def known_graph_values(
     for i in range(len(maps)):
         past = played.episodes(i)
         graph = known_graph(past)
-        for way in _ways(graph, past[-1].tiles[0]):
+        for tile, way in _ways(graph, int(played.tiles[i, -1, 0])).items():
             q = agent.q_values(agent.format.render([*past, way]))
             for action, value in enumerate(q):
-                kind, exact = edge_kind(graph, way.tiles[-1], action, gamma)
-                row = {"policy": agent.name, "map": i, "tile": way.tiles[-1], "action": ACTIONS[action], "kind": kind}
+                kind, exact = edge_kind(graph, tile, action, gamma)
+                row = {"policy": agent.name, "map": i, "tile": tile, "action": ACTIONS[action], "kind": kind}
                 rows.append(row | {"q": float(value), "exact": float(exact)})
     return sorted(rows, key=lambda row: KINDS.index(row["kind"]))
 
 
-def _ways(graph: Graph, start: int) -> list[Episode]:
-    """The shortest known way from ``start`` to every known tile, as the beginning of an episode."""
+def _ways(graph: Graph, start: int) -> dict[int, Episode]:
+    """Known tile -> the shortest known way there from ``start``, as the beginning of an episode."""
     ways, queue = {start: Episode((start,), ())}, deque([start])
     while queue:
         tile = queue.popleft()
@@ -106,4 +106,4 @@ def _ways(graph: Graph, start: int) -> list[Episode]:
             if after >= 0 and after not in ways:
                 ways[after] = Episode((*ways[tile].tiles, after), (*ways[tile].actions, action))
                 queue.append(after)
-    return list(ways.values())
+    return ways

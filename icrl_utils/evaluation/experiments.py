@@ -84,7 +84,7 @@ def compare(
     """``rollout`` of every policy on the same maps, schedule and seed, as one table."""
     if not isinstance(policies, Sequence) or not policies:
         raise ValueError(f"policies={policies!r}: pass a list of at least one policy, for example [RandomPolicy()].")
-    parts = []
+    parts: list[Table] = []
     for policy in policies:
         records = rollout(policy, maps, schedule, seed, progress=progress)
         n, episodes = records.success.shape
@@ -217,7 +217,7 @@ def shipped_agents(adapter: str) -> list[Policy]:
 
 def baselines(law: MapDistribution) -> list[Policy]:
     """Fresh ones; only posterior sampling knows the ``law`` that the maps come from."""
-    learners = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
+    learners: list[Policy] = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
     return [RandomPolicy(), *learners, OraclePolicy()]
 
 

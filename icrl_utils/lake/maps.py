@@ -43,7 +43,7 @@ class LakeMap:
 
     rows: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.rows, str):
             raise ValueError(f"rows={self.rows!r} is one string: pass a sequence of rows, e.g. ('SFF', 'FFG').")
         rows = tuple(self.rows)
@@ -178,7 +178,7 @@ class MapDistribution:
     _CHUNK = 2048
     _MAX_BARREN = 500  # chunks without a single map (a million candidates) before we call the law impossible
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         largest = math.isqrt(LARGEST_INT16)
         whole_number("min_size", self.min_size, 1, largest)
         whole_number("max_size", self.max_size, 1, largest)

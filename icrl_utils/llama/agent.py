@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from icrl_utils.history.episodes import RESET
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import LakeMap
-from icrl_utils.llama.adapters import backbone, keep_dtype, never_repack
+from icrl_utils.llama.adapters import backbone, causal_lm, keep_dtype, never_repack
 from icrl_utils.llama.attention import check_attention
 from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_history, load_llama
@@ -76,17 +76,17 @@ class Agent:
         self.name = name if name is not None else "agent" if memory else "memory-less"
         self.max_tokens, self.training_seed = max_tokens, training_seed
         self.temperature = temperature
-        self._choice = None  # before `start`
+        self._choice: Choice | None = None  # before `start`
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
         self._warned = False
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_output_embeddings().weight.device
+        return causal_lm(self.model).lm_head.weight.device
 
     @property
     def batch_maps(self) -> int:
-        return maps_at_once(self.model.config, self.model.get_output_embeddings().weight.dtype)
+        return maps_at_once(causal_lm(self.model).config, causal_lm(self.model).lm_head.weight.dtype)
 
     def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
         n, self._choice = len(maps), Choice(self.temperature, rngs)
@@ -98,7 +98,8 @@ class Agent:
         self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def act(self, step: Step) -> np.ndarray:
-        return self._choice(self.append(step).cpu().numpy(), step)
+        choice = check_started(self, self._choice)
+        return choice(self.append(step).cpu().numpy(), step)
 
     def append(self, step: Step) -> Tensor:
         """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
@@ -121,11 +122,11 @@ class Agent:
         return self._read(last)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._choice.keep(rows)
-        rows = torch.from_numpy(rows).to(self.device)
-        self._cache.keep(rows)
-        self._episode, self._now = self._episode[rows], self._now[rows]
-        self._oldest, self._position = self._oldest[rows], self._position[rows]
+        check_started(self, self._choice).keep(rows)
+        kept = torch.from_numpy(rows).to(self.device)
+        self._cache.keep(kept)
+        self._episode, self._now = self._episode[kept], self._now[kept]
+        self._oldest, self._position = self._oldest[kept], self._position[kept]
 
     def q_values(self, text: str) -> np.ndarray:
         """float32 [4]: Q of left, down, right, up at the end of one history, in the words of ``format``.
@@ -194,7 +195,7 @@ class Agent:
 
     @torch.no_grad()
     def _read(self, hidden: Tensor) -> Tensor:
-        logits = action_logits(hidden, self.model.get_output_embeddings(), torch.as_tensor(self.format.action_ids))
+        logits = action_logits(hidden, causal_lm(self.model).lm_head, torch.as_tensor(self.format.action_ids))
         return self.readout.z(logits)
 
 
@@ -244,9 +245,9 @@ def load_agent(
         )
     quantization = run.get("quantization")
     tiny = history.name == "compact"
-    model = load_llama(base, quantization, device, torch.float32 if tiny else None)
-    model = keep_dtype(PeftModel.from_pretrained(model, folder))
-    if model.dtype == torch.float32 and not quantization:
+    frozen = load_llama(base, quantization, device, torch.float32 if tiny else None)
+    model = keep_dtype(PeftModel.from_pretrained(frozen, folder))
+    if frozen.dtype == torch.float32 and not quantization:
         model = model.merge_and_unload()
     options = {"temperature": run["config"].get("temperature", 0.0)} | options
     return Agent(

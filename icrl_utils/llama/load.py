@@ -154,7 +154,7 @@ def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
         for name, parameter in model.named_parameters():
             if "proj" in name or "embed" in name:
                 parameter.mul_(6)  # what comes out depends on the whole history
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
@@ -244,7 +244,9 @@ def load_base(path: str | Path, device: str | torch.device = "cpu", **config) ->
 
     ``config`` replaces entries of its config.json.
     """
-    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config)
+    nn.Module.to(model, device)  # model.to is the same, but wrongly typed
+    return model.eval()
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
@@ -321,7 +322,7 @@ class Plan:
         s = self.settings
         adapter = f"LoRA rank {s.rank}" if s.adapter == "lora" else "IA3"
         dtype = str(s.dtype).removeprefix("torch.")
-        measures = [dtype, s.quantization, adapter, s.optimizer, s.checkpointing and "checkpointing"]
+        measures = [dtype, s.quantization, adapter, s.optimizer, "checkpointing" if s.checkpointing else None]
         return ", ".join(filter(None, measures))
 
     def ladder(self) -> Iterator[tuple[str, Plan]]:
@@ -336,7 +337,7 @@ class Plan:
             (f"slices of {s.slice_tokens // 2:,} tokens", {"slice_tokens": s.slice_tokens // 2}),
             ("LoRA of rank 8", {"rank": min(8, s.rank)}),
         ]
-        rungs = [(text, {"settings": change}) for text, change in measures]
+        rungs: list[tuple[str, dict[str, Any]]] = [(text, {"settings": change}) for text, change in measures]
         rungs += [(f"the smaller model {name}", {"config": c, "name": name}) for name, c in SHAPES.items()]
         for text, change in rungs:
             if "settings" in change:
@@ -345,7 +346,7 @@ class Plan:
                 best = candidate
                 yield text, best
 
-    def next_rung(self, available: int) -> tuple[str, Plan] | None:
+    def next_rung(self, available: float) -> tuple[str, Plan] | None:
         """The first rung of the ladder that fits into ``available`` bytes, its measures joined; None: no rung does."""
         measures = []
         for text, candidate in self.ladder():
@@ -355,7 +356,7 @@ class Plan:
         return None
 
 
-def check_memory(plan: Plan, available: int) -> None:
+def check_memory(plan: Plan, available: float) -> None:
     """Raises ValueError with the plan's table and the next rung when ``plan`` needs more than ``available`` bytes."""
     if plan.peak <= available:
         return

@@ -112,11 +112,13 @@ def collect(
         done = ended & (played >= n_episodes) & (tokens >= min_tokens)
         if done.any():
             go_on = np.flatnonzero(~done)
-            env.keep(go_on), learner.keep(go_on)
+            env.keep(go_on)
+            learner.keep(go_on)
             row, tile, ended, played, tokens = row[go_on], tile[go_on], ended[go_on], played[go_on], tokens[go_on]
             low, high, n_episodes = low[go_on], high[go_on], n_episodes[go_on]
             is_habit, is_expert, habit = is_habit[go_on], is_expert[go_on], habit[go_on]
-    return _as_play(*(np.concatenate(column) for column in zip(*log, strict=True)), n)
+    rows, actions, tiles, outcomes = (np.concatenate(column) for column in zip(*log, strict=True))
+    return _as_play(rows, actions, tiles, outcomes, n)
 
 
 def _as_play(row: np.ndarray, action: np.ndarray, tile: np.ndarray, outcome: np.ndarray, n: int) -> Play:

@@ -8,7 +8,7 @@ new episode begins on ``tile`` (gymnasium's next-step autoreset).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -100,10 +100,14 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")
 
 
-def check_started(policy: Policy, made_by_start: object) -> None:
-    """``made_by_start``: something that ``policy.start`` makes, None before."""
+Made = TypeVar("Made")
+
+
+def check_started(policy: Policy, made_by_start: Made | None) -> Made:
+    """``made_by_start``: something that ``policy.start`` makes, None before. Returns it."""
     if made_by_start is None:
         raise RuntimeError(
             f"policy {policy.name!r}: act() before start(): call start(maps, rngs) first, or let rollout(policy, maps) "
             "play."
         )
+    return made_by_start

@@ -157,7 +157,7 @@ def rollout(
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
         for first in range(0, n, batch_maps):
             rows = np.arange(first, min(first + batch_maps, n))
-            policy.start([maps[row] for row in rows], [np.random.default_rng([seed, 3, row]) for row in rows])
+            policy.start([maps[row] for row in rows], [np.random.default_rng([seed, 3, int(row)]) for row in rows])
             _play(policy, rows, luck, records, step_limit, bar)
     return records
 
@@ -183,7 +183,8 @@ def _play(policy: Policy, rows: np.ndarray, luck: Luck, records: Records, step_l
             go_on = np.flatnonzero(~done)
             if not len(go_on):
                 return
-            env.keep(go_on), policy.keep(go_on)
+            env.keep(go_on)
+            policy.keep(go_on)
             step = Step(*(column[go_on] for column in step))
             rows, episode, time, ended = rows[go_on], episode[go_on], time[go_on], ended[go_on]
             distances = distances[go_on]

@@ -164,9 +164,9 @@ def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) 
 
 def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
     """The tiles of an episode; one parsed from ``compact`` text does not tell the last, but the map does."""
-    tiles = list(episode.tiles)
-    if tiles[-1] is None:
-        tiles[-1] = int(lake_map.next_tile[tiles[-2], episode.actions[-1]])
+    tiles = [tile for tile in episode.tiles if tile is not None]
+    if len(tiles) < len(episode.tiles):
+        tiles.append(int(lake_map.next_tile[tiles[-1], episode.actions[-1]]))
     return tiles
 
 
@@ -211,9 +211,9 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
                 [*triangle, origin + 0.5], facecolor=Q_COLOURS(norm(value)), edgecolor="white", linewidth=0.6
             )
             ax.add_patch(patch)
-            at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
+            x, y = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
             ink = INK if norm(value) > 0.5 else "white"
-            ax.text(*at, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
+            ax.text(x, y, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
         is_best = q[tile] > q[tile].max() - 1e-9
         for best in np.flatnonzero(is_best & ~is_best.all()):
             triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +21,7 @@ BLUE, ORANGE, GREEN, SKY, PINK, RED, YELLOW = (
 )  # fmt: skip
 INK, GREY, PALE = "#222222", "#767676", "#E9ECEF"
 ICE_COLOR, WATER_COLOR, START_COLOR, GOAL_COLOR, FOG_COLOR = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
-STYLE = {
+STYLE: dict[Any, Any] = {  # keys are names of matplotlib's settings
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",

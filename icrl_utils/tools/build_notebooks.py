@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -116,7 +117,8 @@ def execute(notebook: NotebookNode, profile: Profile, title: str, progress: bool
 
         def after_cell(cell, cell_index):
             nonlocal peak
-            peak = max(peak, _peak_memory_gb(client.km.provisioner.pid))
+            kernel: Any = client.km  # a kernel that has run a cell is there, and of this machine
+            peak = max(peak, _peak_memory_gb(kernel.provisioner.pid))
             bar.update(cell_index + 1 - bar.n)
 
         client = NotebookClient(
@@ -161,7 +163,7 @@ def _plot_at_the_end(cell: NotebookNode) -> str | None:
 def _peak_memory_gb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status")
     if status.exists():  # Linux keeps the high-water mark, in kB
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text()).group(1)) * 1024 / 1e9
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM:")) * 1024 / 1e9
     memory = psutil.Process(pid).memory_info()
     return getattr(memory, "peak_wset", memory.rss) / 1e9
 

@@ -7,7 +7,7 @@ import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from icrl_utils.dqn.replay import check_order
 from icrl_utils.llama.readout import QReadout
@@ -21,8 +21,8 @@ from icrl_utils.profiles import PROFILES, Profile
 class RunConfig:
     """What both loops share. Raises ValueError when a value cannot work."""
 
-    out: str
-    base: str
+    out: str = ""
+    base: str = ""
     seed: int = 0
     steps: int = 2400
     slices: int = 10  # of an optimizer step, over all processes
@@ -209,7 +209,7 @@ def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:
 
 # -------------------------------------------------------------------------------------------------------- recipes
 
-PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
+PAPER_RECIPE: dict[str, Any] = {  # arXiv 2501.14176 and its released code, one by one
     "quantization": "none",  # the base in bfloat16
     "adapter": "ia3",
     "optimizer": "adamw",
@@ -238,7 +238,8 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "crossing": True,
     "behaviour": Behaviour(habit_share=0.0, low=0.0, high=1.0),  # a learner, from random to its own greedy play
 }
-RECIPES = {"ours": {}, "paper": PAPER_RECIPE}  # ours: the defaults of `TrainConfig`, which trained the shipped adapter
+# ours: the defaults of `TrainConfig`, which trained the shipped adapter
+RECIPES: dict[str, dict[str, Any]] = {"ours": {}, "paper": PAPER_RECIPE}
 UNLIKE_THE_PAPER = (
     "weight decay spares IA3's scales, which it would pull to 0 instead of to their identity 1",
     "the target adapter is float32; in the paper's bfloat16 small Polyak steps are rounded away",
@@ -249,7 +250,7 @@ UNLIKE_THE_PAPER = (
 )
 
 
-def train_options(profile: Profile, recipe: str = "ours") -> dict[str, object]:
+def train_options(profile: Profile, recipe: str = "ours") -> dict[str, Any]:
     """The fields of `TrainConfig` in which a recipe differs from the defaults, on the model of a profile.
 
     ``ours`` carries the tiny Llama's lessons over to real ones (a bounded loss, LoRA with Muon, the consistent backup,
@@ -261,7 +262,7 @@ def train_options(profile: Profile, recipe: str = "ours") -> dict[str, object]:
     return (_real_options(profile) if profile.history == "paper" else {}) | RECIPES[recipe] | dict(profile.training)
 
 
-def _real_options(profile: Profile) -> dict[str, object]:
+def _real_options(profile: Profile) -> dict[str, Any]:
     """What is different for every real Llama: sizes, memory, a longer wait between reports, and its read-out."""
     steps = profile.train_tokens // (profile.slices * profile.slice_tokens)
     return {

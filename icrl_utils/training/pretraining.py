@@ -59,8 +59,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     tokenizer = tokenizer_to_pretrain(config)
     history = HistoryFormat(config.history, tokenizer)
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
-    header = history.observation_header
-    header = None if header is None else torch.as_tensor(header, device=accelerator.device)
+    asked = history.observation_header
+    header = None if asked is None else torch.as_tensor(asked, device=accelerator.device)
     model = model_to_pretrain(config, history)
     world = WorldModel(model, config.seed)
     optimizers = make_optimizers(world, "muon", config.lr_matrix, config.lr_other, config.weight_decay)

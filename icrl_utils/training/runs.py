@@ -19,11 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -70,7 +71,7 @@ class Run:
         self,
         config: RunConfig,
         accelerator: Accelerator,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         optimizers: list[torch.optim.Optimizer],
         parameters: int,
         resume: bool = False,
@@ -91,7 +92,8 @@ class Run:
         self.folder = Path(config.out)
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.log_file = self.folder / "train_log.csv"
-        self.step, self.rows = 0, []
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}  # of this step, see `add`
         self.seconds_before = 0.0  # of the sessions before this one
         check_folder(config, resume)
@@ -414,6 +416,7 @@ def make_optimizers(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {n: p for n, p in trainable.items() if p.ndim == 2 and min(p.shape) > 1}
     vectors = [p for name, p in trainable.items() if name not in matrices]
+    optimizers: list[torch.optim.Optimizer]
     if kind == "adamw":
         optimizers = [torch.optim.AdamW([*matrices.values()], lr_matrix, weight_decay=weight_decay)] if matrices else []
         return optimizers + ([torch.optim.AdamW(vectors, lr_matrix, weight_decay=0.0)] if vectors else [])

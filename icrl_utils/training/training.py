@@ -67,7 +67,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
             loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
             error = squared_td_error(readout.q(z.detach()), part, y) / decisions
             total = loss
-            if config.world_model:
+            if logits is not None:
                 total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
             accelerator.backward(total)
             run.add(loss=loss, total_loss=total, td_error=error)
@@ -175,5 +175,5 @@ def evaluate_in_training(
 def write_adapter(model: PeftModel, config: TrainConfig, folder: Path) -> None:
     """The online adapter, as ``PeftModel.from_pretrained`` reads it."""
     model.peft_config[ONLINE].base_model_name_or_path = portable_path(config.base)
-    model.save_pretrained(folder, selected_adapters=[ONLINE], save_embedding_layers=False)
+    model.save_pretrained(str(folder), selected_adapters=[ONLINE], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card: a form with nothing filled in

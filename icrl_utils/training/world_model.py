@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 
 from icrl_utils.dqn.replay import Batch
 from icrl_utils.history.compact import COMPACT_WORDS
-from icrl_utils.history.episodes import GOAL, HOLE, OUTCOMES
-from icrl_utils.llama.adapters import backbone
+from icrl_utils.llama.adapters import backbone, causal_lm
 from icrl_utils.llama.readout import take
 
 NOT_TRIED = -100  # the label that cross-entropy ignores
@@ -51,7 +50,7 @@ class WorldModel(nn.Module):
         if observation is None:
             observation = observation_positions(ids)
         hidden = backbone(self.model)(input_ids=ids, use_cache=False).last_hidden_state
-        following = self.model.get_output_embeddings()(take(hidden, observation))
+        following = causal_lm(self.model).lm_head(take(hidden, observation))
         return following, self.lm_head_of_moves(take(hidden, position)).unflatten(-1, (4, -1))
 
 
@@ -114,7 +113,7 @@ def outcomes_of_moves(batch: Batch) -> Tensor:
     """int64 [B, D, 4]: what the `latest_try` of each move led to, ``NOT_TRIED`` where there is none: the tile's number,
     or the compact id of ``goal`` or ``hole``."""
     tried = latest_try(batch)
-    goal, hole = (COMPACT_WORDS.index(OUTCOMES[outcome]) for outcome in (GOAL, HOLE))
+    goal, hole = (COMPACT_WORDS.index(outcome) for outcome in ("goal", "hole"))
     end = torch.where(batch.reward > 0, goal, hole)
     led_to = torch.where(batch.terminated, end, F.pad(batch.tile[:, 1:], (0, 1)))
     return torch.where(tried >= 0, led_to.gather(1, tried.clamp(min=0).flatten(1)).view_as(tried), NOT_TRIED)
@@ -137,7 +136,7 @@ def seen_pair_accuracy(
     past = same_tile_before(batch) & (batch.action[:, :, None] == batch.action[:, None, :])
     asked = past.diagonal(dim1=1, dim2=2) & (past.sum(-1) > 1)  # a decision with a known end, not the first of its pair
     hidden = backbone(model)(input_ids=batch.ids, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(take(hidden, observation)).index_fill(-1, action_ids, float("-inf"))
+    logits = causal_lm(model).lm_head(take(hidden, observation)).index_fill(-1, action_ids, float("-inf"))
     words = observed_words(batch.ids, observation)
     right = F.pad((logits.argmax(-1) == words) | (words == NOT_TRIED), (0, telling), value=True)
     first = torch.searchsorted(observation.contiguous(), batch.position, right=True)  # the first one after a decision

@@ -376,7 +376,7 @@ z, y, logits = q_and_targets(net, model, part, readout, config.gamma, config.con
 loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
 error = squared_td_error(readout.q(z.detach()), part, y) / decisions
 total = loss
-if config.world_model:
+if logits is not None:
     total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
 accelerator.backward(total)
 

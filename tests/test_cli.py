@@ -78,6 +78,7 @@ def test_help_answers_without_torch():
 
 @pytest.mark.parametrize("level", ["1", "2"])
 @pytest.mark.parametrize("command, wanted", [("--help", "In-context reinforcement learning"), ("doctor", "held-out")])
+@pytest.mark.slow
 def test_commands_work_without_asserts_and_docstrings(command, wanted, level):
     """PYTHONOPTIMIZE=2 takes docstrings away, from this package and from those that it imports."""
     call = [sys.executable, "-m", "icrl_utils", command]
@@ -86,6 +87,7 @@ def test_commands_work_without_asserts_and_docstrings(command, wanted, level):
     assert wanted in done.stdout
 
 
+@pytest.mark.slow
 def test_a_command_that_needs_the_docstrings_of_libraries_has_them():
     call = [sys.executable, "-OO", "-m", "icrl_utils", "evaluate", "nope"]
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)

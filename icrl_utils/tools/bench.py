@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import cast
 
 import gymnasium
 import numpy as np
@@ -216,9 +217,8 @@ def bench_train(profile: Profile | None = None, seed: int = 0) -> dict[str, floa
 
     def step(net: nn.Module) -> None:
         z, y, logits = q_and_targets(net, model, batch, config.readout, config.gamma, config.consistent, observation)
-        assert logits is not None  # asked for
         loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
-        (loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)).backward()
+        (loss + config.world_model * world_model_loss(cast(Tensor, logits), batch.ids, action_ids)).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

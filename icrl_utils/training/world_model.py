@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from icrl_utils.dqn.replay import Batch
 from icrl_utils.history.compact import COMPACT_WORDS
-from icrl_utils.llama.adapters import backbone, causal_lm
+from icrl_utils.llama.adapters import backbone
 from icrl_utils.llama.readout import take
 
 NOT_TRIED = -100  # the label that cross-entropy ignores
@@ -50,7 +50,7 @@ class WorldModel(nn.Module):
         if observation is None:
             observation = observation_positions(ids)
         hidden = backbone(self.model)(input_ids=ids, use_cache=False).last_hidden_state
-        following = causal_lm(self.model).lm_head(take(hidden, observation))
+        following = self.model.get_output_embeddings()(take(hidden, observation))
         return following, self.lm_head_of_moves(take(hidden, position)).unflatten(-1, (4, -1))
 
 
@@ -121,7 +121,7 @@ def outcomes_of_moves(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def seen_pair_accuracy(
-    model: nn.Module, batch: Batch, action_ids: Tensor, header: Tensor | None = None
+    model: PreTrainedModel, batch: Batch, action_ids: Tensor, header: Tensor | None = None
 ) -> tuple[float, int]:
     """How often the likeliest next observation after a (tile, action) pair already seen in the context is the true one.
 
@@ -136,7 +136,7 @@ def seen_pair_accuracy(
     past = same_tile_before(batch) & (batch.action[:, :, None] == batch.action[:, None, :])
     asked = past.diagonal(dim1=1, dim2=2) & (past.sum(-1) > 1)  # a decision with a known end, not the first of its pair
     hidden = backbone(model)(input_ids=batch.ids, use_cache=False).last_hidden_state
-    logits = causal_lm(model).lm_head(take(hidden, observation)).index_fill(-1, action_ids, float("-inf"))
+    logits = model.get_output_embeddings()(take(hidden, observation)).index_fill(-1, action_ids, float("-inf"))
     words = observed_words(batch.ids, observation)
     right = F.pad((logits.argmax(-1) == words) | (words == NOT_TRIED), (0, telling), value=True)
     first = torch.searchsorted(observation.contiguous(), batch.position, right=True)  # the first one after a decision

@@ -585,6 +585,7 @@ def test_a_single_environment_names_a_wrong_action():
         env.step(action)
 
 
+@pytest.mark.slow
 def test_bench_env_reports_what_it_measured(capsys):
     figures = bench_env()
     assert figures["ratio"] == pytest.approx(figures["gymnasium_us"] / figures["ours_us"])

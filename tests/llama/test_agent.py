@@ -69,6 +69,7 @@ def uncached_z(model, episodes, history=COMPACT):
 
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("history", FORMATS, ids=["compact", "paper", "plain"])
+@pytest.mark.slow
 def test_cached_play_equals_the_uncached_forward(history, memory):
     """At every decision of every map, also after finished maps were compacted away and forgotten columns dropped; in
     the paper format, and its fallback for tokenizers without header tokens, with rows of different lengths."""

@@ -357,6 +357,7 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize(
     ("kind", "step"), [("pretrain", 1), ("pretrain", 4), ("lora", 1), ("lora", 2), ("lora", 3), ("ia3", 3)]
 )
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights_and_log(kind, step, base, adapter, tmp_path, monkeypatch):
     if kind == "pretrain":
         go, config, weights = pretrain, pretrain_config(tmp_path / "run"), "model.safetensors"
@@ -381,6 +382,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_log(kind, step, base, adap
     ]
 
 
+@pytest.mark.slow
 def test_minutes_stop_a_session_with_finished_files_and_a_checkpoint(base, adapter, tmp_path):
     config = train_config(base, tmp_path / "run", minutes=0.0)
     train(config, **QUIET)
@@ -392,6 +394,7 @@ def test_minutes_stop_a_session_with_finished_files_and_a_checkpoint(base, adapt
     )
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_are_written_again(base, adapter, tmp_path, monkeypatch):
     config = train_config(base, tmp_path / "run", save_every=3)
 
@@ -419,6 +422,7 @@ def test_a_run_without_checkpoint_begins_anew(base, adapter, tmp_path):
     assert rows(tmp_path / "run") == rows(adapter)
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_files_a_run_can_be_resumed(base, tmp_path, monkeypatch):
     """Every file is replaced in one stroke. Whichever strokes happened, a checkpoint or a finished run is there, and a
     record stands only beside the weights that it describes. The run is one that was stopped and written out before."""
@@ -475,6 +479,7 @@ def in_child(*argv, **options):
     return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, text=True, **options)
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_midst_of_a_checkpoint(base, adapter, tmp_path):
     config = SMALL | dict(base=str(base), out=str(tmp_path / "run"), rank=2)
     child = in_child("-W", "ignore", "-c", WORKER, repr(config))
@@ -487,6 +492,7 @@ def test_kill_9_in_the_midst_of_a_checkpoint(base, adapter, tmp_path):
     assert rows(tmp_path / "run") == rows(adapter)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
     out = tmp_path / "run"
     options = dict(base=base, out=out, rank=2, steps=100_000, slices=4, slice_tokens=32, log_every=1, save_every=10_000)
@@ -640,6 +646,7 @@ def test_matmul_peak_is_a_speed():
     assert 1e8 < matmul_peak() < 1e15
 
 
+@pytest.mark.slow
 def test_evaluation_plays_the_online_adapter_and_leaves_the_model_alone(base):
     model = add_adapters(load_base(base), rank=2)
     with torch.no_grad():
@@ -684,6 +691,7 @@ IN_4_BITS = dict(
 
 
 @pytest.mark.parametrize("changes", [{}, IN_4_BITS], ids=["tiny", "nf4, paper text"])
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one_with_all_slices(changes, base, llama3_folder, tmp_path):
     """Through `accelerate launch`: data parallelism wraps the Q-network, adapters are switched beneath it."""
     here = str(llama3_folder if changes else base)

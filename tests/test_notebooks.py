@@ -278,7 +278,7 @@ def course_of_one(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setattr("icrl_utils.tools.build_notebooks.SOURCES", tmp_path)
-    monkeypatch.setattr("icrl_utils.paths.BUILD", tmp_path)
+    monkeypatch.setattr("icrl_utils.tools.build_notebooks.BUILD", tmp_path)
     return run
 
 

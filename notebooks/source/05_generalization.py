@@ -182,8 +182,8 @@ for name, values in last.items():
 #
 # Everything above was played just now. **What follows is read from a file**, `assets/results/in_distribution.csv.gz`,
 # which `python -m icrl_utils evaluate in_distribution --write` remakes: all 500 lakes, the agents of three training
-# runs (they differ in nothing but the seed), and posterior sampling, a player that knows the law that lakes come from and is
-# the quickest to find a goal, next to the oracle, who knows the map.
+# runs (they differ in nothing but the seed), and posterior sampling, a player that knows the law that lakes come from
+# and is the quickest to find a goal, next to the oracle, who knows the map.
 
 # %%
 table = read_csv(results_path("in_distribution"))

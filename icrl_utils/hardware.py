@@ -54,7 +54,7 @@ def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], N
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever is missing: training works without
-        torch._dynamo.reset()
+        torch.compiler.reset()
         say(f"torch.compile does not work here ({_first_line(error)}); it goes on without, slower.")
         return False
     net.compile()

@@ -91,6 +91,7 @@ def set_up() -> None:
     wanted = packages()
     os.chdir(ROOT)
     print(f"icrl_utils {__version__} in {ROOT}")
+    show_figures_in_the_notebook()
     if on_colab():
         _install_on_colab([package for package in wanted if package.requirement.name not in ONLY_LOCAL])
         return
@@ -102,6 +103,14 @@ def set_up() -> None:
         )
     for line in _untested(wanted):
         print(line)
+
+
+def show_figures_in_the_notebook() -> None:
+    """Whatever MPLBACKEND says: with another backend a notebook's figures would go nowhere, without a word."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if shell is not None and hasattr(shell, "kernel"):
+        shell.run_line_magic("matplotlib", "inline")
 
 
 def _untested(wanted: Iterable[Package]) -> Iterator[str]:

@@ -256,6 +256,17 @@ def test_the_set_up_cell_runs_the_code_of_the_repository_around_it(tmp_path):
         assert done.stdout.startswith(f"icrl_utils {icrl_utils.__version__} in {tmp_path}"), done.stderr
 
 
+@pytest.mark.parametrize(("said", "used"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_passively_unless_told_otherwise(said, used, monkeypatch):
+    """Set before torch loads, or it has no effect."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    code = "import sys, os, icrl_utils; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [used, "False"], done.stderr
+
+
 def test_a_copy_without_the_repository_says_what_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr(versions, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="a copy without the files of the course.*--editable ."):

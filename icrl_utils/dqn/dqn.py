@@ -126,4 +126,5 @@ def squared_td_error(q: Tensor, batch: Batch, y: Tensor) -> Tensor:
 def polyak_update(target: Iterable[Tensor], online: Iterable[Tensor], alpha: float) -> None:
     """target <- (1 - alpha) target + alpha online, in place. Both must be float32: in bfloat16 a small step is
     rounded away and the target never moves."""
-    torch._foreach_lerp_(list(target), list(online), alpha)
+    for old, new in zip(target, online, strict=True):
+        old.lerp_(new, alpha)

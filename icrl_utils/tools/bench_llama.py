@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from icrl_utils.dqn import dqn
 from icrl_utils.dqn.dqn import q_and_targets
@@ -199,7 +199,7 @@ def make_random_batch(workload: Workload, action_ids: np.ndarray, seed: int) -> 
 def save_random_llama(config: LlamaConfig, folder: str, dtype: torch.dtype, device: torch.device, seed: int) -> None:
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM._from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
 
 

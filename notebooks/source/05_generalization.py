@@ -175,15 +175,15 @@ for name, values in last.items():
           f"{gap.estimate:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]")  # fmt: skip
 
 # %% [markdown]
-# Where all lakes agree (R-max: 1.00 on each of them), the bootstrap has nothing to vary and the interval has no width.
-# That is no certainty. If none of $n$ lakes fails, up to about $3/n$ of all lakes may: 3 % for a hundred.
+# Where all lakes agree (the oracle: 1.00 on each of them), the bootstrap has nothing to vary and the interval has no
+# width. That is no certainty. If none of $n$ lakes fails, up to about $3/n$ of all lakes may: 3 % for a hundred.
 #
 # ## 4 · The same on all 500 lakes, for three training runs
 #
 # Everything above was played just now. **What follows is read from a file**, `assets/results/in_distribution.csv.gz`,
-# which `python -m icrl_utils evaluate in_distribution` remakes: all 500 lakes, the agents of three training runs (they
-# differ in nothing but the seed), and posterior sampling, a player that knows the law that lakes are drawn from and is
-# the quickest to find a goal, next to the oracle, who knows the map.
+# which `python -m icrl_utils evaluate in_distribution --write` remakes: all 500 lakes, the agents of three training
+# runs (they differ in nothing but the seed), and posterior sampling, a player that knows the law that lakes come from
+# and is the quickest to find a goal, next to the oracle, who knows the map.
 
 # %%
 table = read_table(results_path("in_distribution"))

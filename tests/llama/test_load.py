@@ -395,7 +395,7 @@ def test_a_name_that_is_nowhere(no_weights, monkeypatch, tmp_path):
     ("options", "error", "message"),
     [
         ({"adapter": "dora"}, ValueError, "adapter='dora' is unknown; choose one of lora, ia3"),
-        ({"rank": 0}, ValueError, "rank=0 must be at least 1"),
+        ({"rank": 0}, ValueError, "rank=0: pass a whole number of at least 1"),
         ({"device": "gpu"}, ValueError, "device='gpu' is not here: torch sees the CPU and . CUDA GPUs; leave"),
         ({"device": "cuda:9"}, ValueError, "device='cuda:9' is not here"),
         ({"quantization": "int8"}, ValueError, "quantization='int8' is unknown; choose 'nf4' or None"),

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -81,8 +80,9 @@ class PaperText:
         has_special = tokenizer is None or LLAMA3_TOKENS <= tokenizer.get_vocab().keys()
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
-        self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
-        self._tile_told = cache(self._decode_tile)  # and few different tiles
+        # There are few different steps and tiles: each is tokenized once. Dicts, since workers get a pickled copy.
+        self._ids_of_step: dict[tuple[int, int, int], np.ndarray] = {}
+        self._tile_of_ids: dict[tuple[int, ...], int] = {}
         self.vocab_size = self.action_ids = self.min_step_tokens = self.observation_header = None
         if tokenizer is not None:
             self.vocab_size = len(tokenizer)
@@ -215,6 +215,11 @@ class PaperText:
         told = np.array([self._tile_told(tuple(tokens)) for tokens in different.tolist()], np.int64)
         return told[which].reshape(position.shape)
 
+    def _tile_told(self, tokens: tuple[int, ...]) -> int:
+        if tokens not in self._tile_of_ids:
+            self._tile_of_ids[tokens] = self._decode_tile(tokens)
+        return self._tile_of_ids[tokens]
+
     def _decode_tile(self, tokens: tuple[int, ...]) -> int:
         """The number at the end of ``tokens`` (negative ones are padding), -1 if they do not show where it begins."""
         told = self.tokenizer.decode(
@@ -226,6 +231,11 @@ class PaperText:
     def _require_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
+
+    def _step_ids(self, *step: int) -> np.ndarray:
+        if step not in self._ids_of_step:
+            self._ids_of_step[step] = self._encode_step(*step)
+        return self._ids_of_step[step]
 
     def _encode_step(self, action: int, tile: int, outcome: int) -> np.ndarray:
         # Tokenized behind a header, where it will stand: a tokenizer may treat the beginning of a text differently.

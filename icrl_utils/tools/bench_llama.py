@@ -46,7 +46,8 @@ from icrl_utils.paths import ASSETS
 from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.tools.bench import LLAMA_3_VOCABULARY, peak_bytes, seconds
-from icrl_utils.training.runs import make_optimizers, write_csv
+from icrl_utils.training.folder import write_csv
+from icrl_utils.training.runs import make_optimizers
 
 RESULTS = ASSETS / "results" / "bench_gpu.csv"
 COLUMNS = (

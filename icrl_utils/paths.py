@@ -85,10 +85,9 @@ def json_sha256(path: Path, without: tuple[str, ...] = ()) -> str:
 def config_sha256(folder: Path) -> str:
     """`json_sha256` of the config beside the weights in ``folder``, of an adapter or of a whole model. Both together
     are a function; left out is what only says where and by what they were made."""
-    config = next(file for name in ("adapter_config.json", "config.json") if (file := folder / name).exists())
-    return json_sha256(
-        config, without=("base_model_name_or_path", "revision", "peft_version", "transformers_version", "_name_or_path")
-    )
+    adapter = folder / "adapter_config.json"
+    made_by = ("base_model_name_or_path", "revision", "peft_version", "transformers_version", "_name_or_path")
+    return json_sha256(adapter if adapter.exists() else folder / "config.json", without=made_by)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from icrl_utils.history.episodes import RESET
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import LakeMap
-from icrl_utils.llama.adapters import backbone, keep_dtype, never_repack
+from icrl_utils.llama.adapters import ONLINE, adapter_parameters, backbone, keep_dtype, never_repack
 from icrl_utils.llama.attention import check_attention
 from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_history, load_llama
@@ -258,6 +258,10 @@ def load_agent(
     tiny = history.name == "compact"
     model = load_llama(base, quantization, device, torch.float32 if tiny else None)
     model = keep_dtype(PeftModel.from_pretrained(model, folder))
+    if not all(parameter.isfinite().all() for parameter in adapter_parameters(model, ONLINE).values()):
+        raise ValueError(
+            f"path={str(path)!r} holds weights that are not finite: its training diverged; train it again."
+        )
     if model.dtype == torch.float32 and not quantization:
         model = model.merge_and_unload()
     options = {"temperature": run["config"].get("temperature", 0.0)} | run.get("play", {}) | options

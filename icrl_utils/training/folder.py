@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import platform
+import time
 from pathlib import Path
 
 import psutil
@@ -66,11 +67,11 @@ def claim(folder: Path) -> None:
 
     The lock of a process that was killed is taken over. Raises RuntimeError where another process owns the folder.
     """
-    lock = folder / LOCK
+    lock, entry = folder / LOCK, json.dumps(_this_process())
     while True:
         try:
             with lock.open("x", encoding="utf-8") as file:  # "x": of two that try, one makes it
-                json.dump(_this_process(), file)
+                file.write(entry)
             atexit.register(release, folder)
             return
         except FileExistsError:
@@ -90,9 +91,12 @@ def release(folder: Path) -> None:
 def other_owner(folder: Path) -> str | None:
     """The other live process that writes in ``folder``, in words; None where there is none."""
     try:
+        age = time.time() - (folder / LOCK).stat().st_mtime
         found = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no lock, or its process was killed while it wrote it
+    except FileNotFoundError:
         return None
+    except ValueError:  # being written now; an older one is of a process that was killed in the midst of it
+        return "just starting" if age < 10 else None
     if found["host"] != platform.node():
         return f"process {found['pid']} on {found['host']}"
     if found["pid"] == os.getpid() or not _is_alive(found):

@@ -142,7 +142,6 @@ class Run:
                 self.bar.update()
                 if self.due(self.config.save_every):
                     self.save()
-            self._require_finite(self.tensors)
             if self.step < self.config.steps:
                 self.save()
             if interrupt.is_set() or self.step < self.config.steps:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 from icrl_utils import hardware
 from icrl_utils.__main__ import build_parser, main, make_config
@@ -35,7 +37,7 @@ from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, add_ad
 from icrl_utils.llama.agent import Agent, load_agent
 from icrl_utils.llama.load import load_base, new_tiny_llama
 from icrl_utils.llama.readout import QReadout
-from icrl_utils.paths import ROOT, file_sha256
+from icrl_utils.paths import ROOT, config_sha256, file_sha256
 from icrl_utils.play.collect import RANDOM_PLAY, Behaviour
 from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import PROFILES
@@ -282,6 +284,18 @@ def test_processes_share_the_slices_of_a_step():
         assert one.ids[0::2].equal(a.ids) and one.ids[1::2].equal(b.ids)
 
 
+def test_workers_that_are_spawned_make_the_same_paper_text(llama3_folder):
+    """As on macOS and Windows: they get a pickled copy of the source, tokenizer and all."""
+    config = TrainConfig(**SMALL | dict(base=str(llama3_folder), history="paper", relabel=0.0, world_model=0.0,
+                                        quantization="nf4", slice_tokens=96, map_pool=3))  # fmt: skip
+    source = Chunks(config, data.training_source(config))
+    again = pickle.loads(pickle.dumps(source))
+    assert torch.equal(again[1], source[1]) and torch.equal(pickle.loads(pickle.dumps(source))[0], source[0])
+    loader = DataLoader(source, sampler=[1], batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    made = list(loader)
+    assert len(made) == 1 and torch.equal(made[0], source[1])
+
+
 def test_worker_processes_make_the_same_data():
     ahead = some_batches(TrainConfig(**SMALL | {"workers": 1}), 1)
     assert all(a.ids.equal(b.ids) for a, b in zip(ahead, some_batches(TrainConfig(**SMALL), 1), strict=True))
@@ -357,6 +371,8 @@ def test_run_json_says_how_the_weights_came_about(adapter, base):
     assert facts["sha256"] == file_sha256(adapter / "adapter_model.safetensors")
     assert facts["base_sha256"] == file_sha256(base / "model.safetensors")
     assert facts["readout"] == {"link": "sigmoid", "scale": 1.0, "offset": 1.0} and facts["history"] == "compact"
+    assert facts["play"] == {"temperature": 0.5, "patience": 25, "max_tokens": 8192}
+    assert facts["config_sha256"] == config_sha256(adapter) and facts["base_config_sha256"] == config_sha256(base)
     assert facts["config"]["seed"] == 0 and facts["config"]["behaviour"]["high"] == 1.0
     assert set(facts["versions"]) >= {"python", "torch", "transformers", "peft", "numpy"}
     assert facts["versions"]["torch"] == torch.__version__
@@ -671,6 +687,27 @@ def test_bf16_on_a_card_that_only_emulates_it_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="precision='bf16': Tesla T4 has no bfloat16 .* choose 'auto', which is fp16"):
         resolve_precision("bf16", cpu=False)
     assert resolve_precision("fp16", cpu=False) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GRADIENT_ACCUMULATION_STEPS", "4"), ("DYNAMO_BACKEND", "INDUCTOR"), ("USE_FSDP", "true"),
+     ("USE_DEEPSPEED", "true"), ("USE_MEGATRON_LM", "true"), ("USE_PARALLELISM_CONFIG", "true")],
+)  # fmt: skip
+def test_the_environment_cannot_change_a_run_unrecorded(name, value, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(ValueError, match=f"ACCELERATE_{name}='{value}' changes what training computes.*unset it"):
+        make_accelerator(device="cpu")
+
+
+def test_the_environment_of_accelerate_launch_changes_nothing(monkeypatch):
+    for name, value in {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "no", "GRADIENT_ACCUMULATION_STEPS": "1"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    accelerator = make_accelerator("no", "cpu")
+    assert accelerator.mixed_precision == "no" and accelerator.gradient_accumulation_steps == 1
+    weight = nn.Parameter(torch.ones(1))
+    accelerator.backward((3 * weight).sum())
+    assert weight.grad.item() == 3
 
 
 def test_two_runs_of_one_python_may_differ_in_precision():

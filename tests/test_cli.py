@@ -15,6 +15,7 @@ import icrl_utils
 from icrl_utils import paths, versions
 from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
 from icrl_utils.course import doctor
+from icrl_utils.evaluation import experiments
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.tools.build_notebooks import setup_cell
@@ -167,6 +168,22 @@ def test_doctor_names_versions_device_and_assets(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in ("python", "torch", "transformers", "cpu", "memory", "gpu", "compiler", "held-out maps"):
         assert any(line[2:].startswith(name) for line in lines)
+
+
+def test_records_that_were_made_are_kept_where_no_figure_can_be(monkeypatch, tmp_path, capsys):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiments, "run_experiment", lambda *_, **__: tmp_path / "in_distribution.csv.gz")
+    monkeypatch.setattr(experiments, "draw", no_space)
+    assert main(["evaluate", "in_distribution"]) == 0
+    assert "no figure: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_a_bench_names_a_seed_that_cannot_be(seed, capsys):
+    assert main(["bench", "env", f"--seed={seed}"]) == 1
+    assert f"seed={seed}" in capsys.readouterr().err
 
 
 def test_doctor_finds_what_was_altered_in_the_assets(monkeypatch, tmp_path):

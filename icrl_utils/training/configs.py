@@ -64,7 +64,7 @@ class RunConfig:
     eval_maps: int = 64
     eval_step_limit: int = 30  # in evaluations during training: loops are cut off early, success is a lower bound
     save_every: int = 200
-    minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time
+    minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time, and one step at least
     device: Literal["auto", "cpu"] = "auto"
 
     COMMAND: ClassVar[str]

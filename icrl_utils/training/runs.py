@@ -334,9 +334,10 @@ class Run:
             with suppress(OSError):  # safetensors makes files that only their owner can read; some disks know no modes
                 file.chmod(0o644)
             os.replace(file, self.folder / file.name)
-        with suppress(OSError):  # what is left over is taken away by whoever goes on
+        with suppress(OSError):  # an empty folder that stays does no harm
             unfinished.rmdir()
-            if self.step >= self.config.steps:
+        if self.step >= self.config.steps:
+            with suppress(OSError):  # nor does a checkpoint: to resume from it is to finish once more
                 self.checkpoint.unlink()
         release(self.folder)
         return self.folder

@@ -370,9 +370,7 @@ def test_load_agent_refuses_an_altered_config_of_adapter_and_base(shipped):
     changed(folder / "adapter_config.json", base_model_name_or_path="moved", peft_version="0.99")
     load_agent(folder)
     changed(folder / "adapter_config.json", lora_alpha=80)
-    with pytest.raises(
-        ValueError, match=r"adapter_config.json is not the file .* \(config_sha256 differs\)"
-    ):
+    with pytest.raises(ValueError, match=r"adapter_config.json is not the file .* \(config_sha256 differs\)"):
         load_agent(folder)
     changed(folder / "adapter_config.json", lora_alpha=8)
     load_agent(folder)

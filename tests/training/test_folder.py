@@ -254,6 +254,7 @@ def test_no_last_step_that_only_tidies_up_can_undo_the_work(base, tmp_path, monk
     folder = go(base, tmp_path / "run")
     assert weights(folder) == weights(whole)
     assert read_json(folder / "run.json")["base"] == base.resolve().as_posix()
+    assert not (folder / "checkpoint.safetensors").exists()
 
 
 def test_a_path_on_another_drive_is_absolute(tmp_path, monkeypatch):

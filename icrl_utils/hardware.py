@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,13 +14,34 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+HARMLESS = {  # variables by which `accelerate` would train otherwise, and the value with which it does not
+    "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "no", "USE_DEEPSPEED": "false", "USE_FSDP": "false",
+    "USE_MEGATRON_LM": "false", "USE_PARALLELISM_CONFIG": "false",
+}  # fmt: skip
+
 
 def make_accelerator(precision: str = "auto", device: str = "auto") -> Accelerator:
     """Device, autocast and data parallelism for one run, the way ``accelerate launch`` set them up."""
+    refuse_overrides(os.environ)
     cpu = device == "cpu" or not torch.cuda.is_available()
     mixed_precision = resolve_precision(precision, torch.device("cpu" if cpu else "cuda"))
     AcceleratorState._reset_state()  # else a second run in this Python, as in a notebook, must be like the first
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+
+
+def refuse_overrides(environment: Mapping[str, str]) -> None:
+    """Raises ValueError where a variable of `accelerate` would change what training computes, and no record says so.
+
+    Device and precision are settings of ours and stand in the record; ``accelerate launch`` sets the others to what
+    changes nothing, unless it is told otherwise.
+    """
+    for name, harmless in HARMLESS.items():
+        value = environment.get(f"ACCELERATE_{name}", harmless)
+        if value.lower() not in (harmless, ""):
+            raise ValueError(
+                f"ACCELERATE_{name}={value!r} changes what training computes, and no record would say so; unset it "
+                "(`accelerate launch` may take it from a file of `accelerate config`)."
+            )
 
 
 def resolve_precision(precision: str, device: torch.device, argument: str = "") -> str:
@@ -104,7 +126,7 @@ def existing_device(device: str | torch.device | None) -> torch.device:
     sees nor the CPU."""
     gpus = torch.cuda.device_count()
     try:
-        found = torch.device(device or ("cuda" if gpus else "cpu"))
+        found = torch.device(("cuda" if gpus else "cpu") if device is None else device)
     except RuntimeError:
         found = None
     if found and (found.type == "cpu" or found.type == "cuda" and (found.index or 0) < gpus):

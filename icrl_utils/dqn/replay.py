@@ -166,8 +166,8 @@ class SliceSource:
     def slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [n, tokens], from ``n`` sets."""
         n, tokens = whole_number("n", n, 1), whole_number("tokens", tokens, 1)
-        steps = -(-tokens // self.history.min_step_tokens)
-        play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=2 * steps)
+        maps, step_tokens = self._draw_maps(n, rng), self.history.min_step_tokens
+        play = collect(maps, self.behaviour, rng, min_tokens=tokens, step_tokens=step_tokens)
         buffer = ReplayBuffer(play, self.history)
         if self.crossing:
             return buffer.crossing_slices(n, tokens, rng, **self.cut)

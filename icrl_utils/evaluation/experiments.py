@@ -19,7 +19,7 @@ from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, LakeMap, MapDistribution
 from icrl_utils.llama.agent import load_agent
-from icrl_utils.paths import ASSETS, BUILD, write_csv
+from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
@@ -194,13 +194,14 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     if profile.adapter is None:
         raise ValueError(
             f"profile={profile.name!r} ships no trained adapter to evaluate; use --profile cpu, or train one and call "
-            f"icrl_utils.experiments.{name}([load_agent(FOLDER)])."
+            f"icrl_utils.evaluation.experiments.{name}([load_agent(FOLDER)])."
         )
+    path = results_path(name, (ASSETS if write else BUILD) / "results")
+    check_writable(path.parent, "results")
     experiment, law = EXPERIMENTS[name]
     maps = held_out_maps("out_of_distribution" if name == "out_of_distribution" else "in_distribution")
     policies = [*shipped_agents(profile.adapter), *baselines(law)]
     table = experiment(policies, maps[: profile.maps] if is_smoke else maps, seed=seed, progress=True)
-    path = results_path(name, (ASSETS if write else BUILD) / "results")
     write_table(path, table)
     print(describe(summary(table)))
     print(f"written: {path}")

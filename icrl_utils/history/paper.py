@@ -23,7 +23,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import NoReturn
 
 import numpy as np
@@ -95,8 +94,9 @@ class PaperText:
         has_special = tokenizer is None or LLAMA3_TOKENS <= tokenizer.get_vocab().keys()
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
-        self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
-        self._tile_told = cache(self._decode_tile)  # and few different tiles
+        # There are few different steps and tiles: each is tokenized once. Dicts, since workers get a pickled copy.
+        self._ids_of_step: dict[tuple[int, int, int], np.ndarray] = {}
+        self._tile_of_ids: dict[tuple[int, ...], int] = {}
         self.vocab_size, self.action_ids, self.min_step_tokens = 0, np.array([], np.int64), 0  # no tokenizer, no tokens
         self.observation_header: np.ndarray | None = None
         if tokenizer is not None:
@@ -233,6 +233,11 @@ class PaperText:
         told = np.array([self._tile_told(tuple(tokens)) for tokens in different.tolist()], np.int64)
         return told[which].reshape(position.shape)
 
+    def _tile_told(self, tokens: tuple[int, ...]) -> int:
+        if tokens not in self._tile_of_ids:
+            self._tile_of_ids[tokens] = self._decode_tile(tokens)
+        return self._tile_of_ids[tokens]
+
     def _decode_tile(self, tokens: tuple[int, ...]) -> int:
         """The number at the end of ``tokens`` (negative ones are padding), -1 if they do not show where it begins."""
         told = self._require_tokenizer().decode(
@@ -245,6 +250,12 @@ class PaperText:
         if self.tokenizer is None:
             raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
         return self.tokenizer
+
+    def _step_ids(self, action: int, tile: int, outcome: int) -> np.ndarray:
+        step = action, tile, outcome
+        if step not in self._ids_of_step:
+            self._ids_of_step[step] = self._encode_step(*step)
+        return self._ids_of_step[step]
 
     def _encode_step(self, action: int, tile: int, outcome: int) -> np.ndarray:
         # Tokenized behind a header, where it will stand: a tokenizer may treat the beginning of a text differently.

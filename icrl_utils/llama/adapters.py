@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlamaForCausalLM, PreTrainedModel
 
 from icrl_utils.llama.attention import attention_of
+from icrl_utils.ranges import whole_number
 
 ONLINE, TARGET = "default", "target"  # "default" is peft's own name for the adapter that save_pretrained writes
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,8 +34,7 @@ def check_adapter(kind: str, rank: int) -> None:
     """Raises ValueError if there can be no such adapter."""
     if kind not in ADAPTERS:
         raise ValueError(f"adapter={kind!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
-    if rank < 1:
-        raise ValueError(f"rank={rank!r} must be at least 1.")
+    whole_number("rank", rank, 1)
 
 
 def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from icrl_utils.llama.adapters import check_adapter
 from icrl_utils.llama.load import check_checkpoint
+from icrl_utils.ranges import whole_number
 
 GIB = 2**30
 BLOCK, BLOCKS_OF_BLOCKS = 64, 256  # bitsandbytes: weights that share a scale, scales that share a scale of their own
@@ -74,8 +75,8 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
         for name in ("slices", "slice_tokens", "maps", "history_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
+            whole_number(name, getattr(self, name), 1)
+        whole_number("logit_positions", self.logit_positions, 0)
 
 
 def plan(model: str | PreTrainedConfig, **settings) -> Plan:

@@ -72,8 +72,11 @@ def collect(
     rng: np.random.Generator,
     episodes: tuple[int, int] = (20, 40),
     min_tokens: int = 0,
+    step_tokens: int = 2,
 ) -> Play:
-    """Play all ``maps`` in lock-step: U{episodes} episodes each, and on until two tokens a step fill ``min_tokens``.
+    """Play all ``maps`` in lock-step: U{episodes} episodes each, and on until their text has ``min_tokens`` tokens.
+
+    ``step_tokens``: so many a step, or the start of an episode, adds at least (`HistoryFormat.min_step_tokens`).
 
     Raises ValueError when a map belongs to the held-out evaluation sets.
     """
@@ -81,6 +84,7 @@ def collect(
     fewest, most = episodes
     whole_number("episodes[1]", most, whole_number("episodes[0]", fewest, 1))
     whole_number("min_tokens", min_tokens, 0)
+    whole_number("step_tokens", step_tokens, 1)
     n = len(maps)
     env = FrozenLakeVectorEnv(maps)
     tile, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -108,7 +112,7 @@ def collect(
         log.append((row, np.where(ended, RESET, action), new_tile, outcome))
 
         tile, ended = new_tile, outcome != RUNNING
-        played, tokens = played + ended, tokens + 2
+        played, tokens = played + ended, tokens + step_tokens
         done = ended & (played >= n_episodes) & (tokens >= min_tokens)
         if done.any():
             go_on = np.flatnonzero(~done)

@@ -130,7 +130,7 @@ class Rereader:
         self.agent = agent
 
     def start(self, maps, rngs) -> None:
-        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs)
+        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs, self.agent.patience)
 
     def act(self, step) -> np.ndarray:
         new = self.agent.format.encode_steps(*step)[0]

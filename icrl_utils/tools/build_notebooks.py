@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from tqdm.auto import tqdm
 
-from icrl_utils.paths import BUILD, ROOT, atomically
+from icrl_utils.paths import BUILD, ROOT, atomically, check_writable, portable_path
 from icrl_utils.profiles import PROFILES, Profile
 
 REPOSITORY_URL = ""  # where the course is published; set-up cell and Colab badge follow. Empty: the badge is hidden
@@ -210,6 +210,8 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
     if write and profile is not PROFILES["cpu"]:
         raise ValueError(f"--write with profile {profile.name!r}: committed notebooks show the cpu profile.")
     target, report, start = BUILD / "notebooks", [], time.perf_counter()
+    for folder in [target, NOTEBOOKS] if write else [target]:
+        check_writable(folder, "notebooks")
     for source in sources(only):
         notebook, began = build(source), time.perf_counter()
         path = target / f"{source.stem}.ipynb"
@@ -219,7 +221,7 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
             write_notebook(clean(notebook), path)
             raise RuntimeError(
                 f"{source.stem} failed with {error.ename}: {error.evalue}\n"
-                f"The failing cell and its traceback are at the end of the outputs in {path.relative_to(ROOT)}."
+                f"The failing cell and its traceback are at the end of the outputs in {portable_path(path)}."
             ) from error
         write_notebook(clean(notebook), path)
         require_pictures(notebook, source.stem)

@@ -1,4 +1,4 @@
-"""Pictures of values, of how they are learned, of costs and of training runs."""
+"""Pictures of what was measured: costs, Q-values, training runs, any curves and intervals, replay and probes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from icrl_utils.plots.style import (
 )
 from icrl_utils.statistics import Interval
 
-# ------------------------------------------------------------------------------------------------------------- costs
+# ---------------------------------------------------------------------------------------------------------------- costs
 
 
 @styled
@@ -58,7 +58,7 @@ def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ values
+# --------------------------------------------------------------------------------------------------------------- values
 
 
 @styled
@@ -91,6 +91,22 @@ def plot_q_bars(
     axes[0, 0].set_ylabel(label)
     if exact is not None:
         axes[0, -1].legend(fontsize=8, loc="best")
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarray, title: str = "") -> Figure:
+    """Learned values against exact ones, one panel a moment: panel title -> float [...] of the shape of ``exact``."""
+    figure, axes = new_figure(0.5 + 2.75 * len(learned), 3.1, 1, len(learned), sharex=True, sharey=True)
+    for ax, (panel, values) in zip(axes[0], learned.items(), strict=True):
+        error = float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
+        ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
+        ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+    axes[0, 0].set_ylabel("learned Q")
+    figure.supxlabel("exact Q*", fontsize=10)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
@@ -140,7 +156,7 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------- training
 
 _PANELS = {  # panel title -> columns of train_log.csv that it shows, where they are
     "TD error (mean square)": ("td_error",),
@@ -206,6 +222,8 @@ def _column(rows: Sequence[Mapping], column: str) -> tuple[np.ndarray, np.ndarra
     return tuple(np.array(pairs, float).reshape(-1, 2).T)
 
 
+# ---------------------------------------------------------------------------------------------------------- any numbers
+
 LINE_COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
 Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -266,6 +284,37 @@ def plot_lines(
     return figure
 
 
+@styled
+def plot_intervals(
+    groups: Mapping[str, Mapping[str, Interval]], xlabel: str = "", title: str = "", colors: Mapping[str, str] = {}
+) -> Figure:
+    """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
+    names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
+    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
+    figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
+    for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
+        for name, found in rows.items():
+            _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))
+        ax.set_title(panel, fontsize=10)
+        ax.grid(axis="x")
+        ax.margins(x=0.16)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
+    ax.hlines(place, found.low, found.high, color=color, linewidth=3, alpha=0.5)
+    ax.plot(found.estimate, place, "o", color=color, markersize=6)
+    at = (found.estimate, place)
+    text = f"{float(found.estimate):.2f}"
+    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+
+
+# ---------------------------------------------------------------------------------------------------- replay and probes
+
 OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
 
 
@@ -318,48 +367,3 @@ def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
-
-
-@styled
-def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarray, title: str = "") -> Figure:
-    """Learned values against exact ones, one panel a moment: panel title -> float [...] of the shape of ``exact``."""
-    figure, axes = new_figure(0.5 + 2.75 * len(learned), 3.1, 1, len(learned), sharex=True, sharey=True)
-    for ax, (panel, values) in zip(axes[0], learned.items(), strict=True):
-        error = float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
-        ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
-        ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
-        ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
-        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
-    axes[0, 0].set_ylabel("learned Q")
-    figure.supxlabel("exact Q*", fontsize=10)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-@styled
-def plot_intervals(
-    groups: Mapping[str, Mapping[str, Interval]], xlabel: str = "", title: str = "", colors: Mapping[str, str] = {}
-) -> Figure:
-    """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
-    names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
-    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
-    figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
-    for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
-        for name, found in rows.items():
-            _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))
-        ax.set_title(panel, fontsize=10)
-        ax.grid(axis="x")
-        ax.margins(x=0.16)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
-    ax.hlines(place, found.low, found.high, color=color, linewidth=3, alpha=0.5)
-    ax.plot(found.estimate, place, "o", color=color, markersize=6)
-    at = (found.estimate, place)
-    text = f"{float(found.estimate):.2f}"
-    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)

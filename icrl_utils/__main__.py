@@ -18,7 +18,7 @@ from typing import Any
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 
-DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab."
+DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab, remake."
 
 
 def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:

@@ -259,7 +259,7 @@ print(f"\nHow the agent's last ten of these episodes end: goal {outcome[1]:.1%},
 alone = read_csv(results_path("exploration"))
 success = by_policy(alone)
 plot_learning_curves(success, title="From the file: 500 lakes, the player decides from the first move on",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 mean = {name: success[name].mean(0) for name in ("agent", "R-max")}  # over training runs: [maps, episodes]
@@ -289,7 +289,7 @@ larger = read_csv(results_path("out_of_distribution"))
 success = by_policy(larger)
 paper = larger["epsilon"][: success["agent"].shape[2]]
 plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the base saw random play on such)",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 print(describe(summary(larger)))

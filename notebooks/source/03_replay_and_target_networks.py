@@ -22,6 +22,7 @@ import copy
 import numpy as np
 import torch
 
+# %%
 from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, get_profile
 from icrl_utils.course import checks
 from icrl_utils.dqn.dqn import polyak_update, td_loss, td_targets

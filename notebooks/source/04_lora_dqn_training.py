@@ -25,6 +25,7 @@ import shutil
 import numpy as np
 import torch
 
+# %%
 from icrl_utils import HistoryFormat, development_maps, get_profile, load_agent, rollout
 from icrl_utils.course import checks
 from icrl_utils.history.episodes import GOAL, HOLE, LIMIT
@@ -36,7 +37,6 @@ from icrl_utils.plots.values import plot_calibration, plot_lines, plot_training_
 from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import interval
 
-# %%
 real = get_profile()  # of the second half; the first is about the tiny Llama on every machine
 profile = real if real.history == "compact" else PROFILES["cpu"]
 small = profile.name == "smoke"

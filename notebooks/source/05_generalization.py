@@ -25,8 +25,6 @@ from icrl_utils.evaluation.experiments import by_policy, describe, read_csv, res
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.plots.curves import plot_learning_curves
 from icrl_utils.plots.lakes import plot_trajectories
-from icrl_utils.plots.style import POLICY_COLORS
-from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import interval
 
 profile = get_profile()
@@ -222,6 +220,9 @@ rows = summary(table)
 print(describe(rows))
 
 # %%
+from icrl_utils.plots.style import POLICY_COLORS
+from icrl_utils.plots.values import plot_intervals
+
 shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
 panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
 plot_intervals(

@@ -1,4 +1,4 @@
-"""Pictures of what was measured: costs, Q-values, training runs, any curves and intervals, replay and probes."""
+"""Pictures of numbers: costs of histories, Q-values, replay and probes, training runs, then any curves and intervals."""
 
 from __future__ import annotations
 
@@ -153,6 +153,62 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     names = [Line2D([], [], color=color_of(policy, i), marker="o", label=policy) for i, policy in enumerate(policies)]
     names.append(Line2D([], [], color=INK, linewidth=2.2, label="exact value"))
     figure.legend(handles=names, loc="outside upper right", ncols=len(names), fontsize=8.5)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- replay and probes
+
+OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
+
+
+@styled
+def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") -> Figure:
+    """Slices of replay as rows of episodes, coloured by how they ended: panel title -> per slice its outcomes."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    height = max(len(slices) for slices in panels.values())
+    figure, axes = new_figure(9.2, 0.6 + rows * (0.45 + 0.145 * height), rows, columns, sharex=True)
+    for ax, (panel, slices) in zip(axes.flat, panels.items(), strict=False):
+        for line, outcomes in enumerate(slices):
+            colors = [OUTCOME_COLORS[int(outcome)] for outcome in outcomes]
+            ax.barh([line] * len(outcomes), 0.86, left=np.arange(len(outcomes)), height=0.78, color=colors)
+        goals = np.mean([outcome == GOAL for slice_ in slices for outcome in slice_])
+        ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
+        ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
+        ax.spines["left"].set_visible(False)
+    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
+    handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
+               ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Probe environments: the value wanted, the value learned, and the one learned with one ingredient broken.
+
+    Args:
+        rows: each with ``probe``, ``wanted``, ``learned``, ``broken`` (values) and ``damage`` (what was broken).
+    """
+    figure, axes = new_figure(8.8, 0.62 * len(rows) + 1.1)
+    ax = axes[0, 0]
+    for place, row in enumerate(rows):
+        ax.vlines(row["wanted"], place - 0.32, place + 0.32, color=INK, linewidth=2.4, zorder=2)
+        ax.plot(row["learned"], place, "o", color=BLUE, markersize=9, zorder=4)
+        ax.plot(row["broken"], place, "X", color=RED, markersize=9, zorder=3)
+        side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
+        ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
+    ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
+    ax.grid(axis="x")
+    handles = [
+        Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
+        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=8, label="learned"),
+        Line2D([], [], color=RED, marker="X", linestyle="", markersize=8, label="learned, one ingredient broken"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
 
@@ -311,59 +367,3 @@ def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
     at = (found.estimate, place)
     text = f"{float(found.estimate):.2f}"
     ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)
-
-
-# ---------------------------------------------------------------------------------------------------- replay and probes
-
-OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
-
-
-@styled
-def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") -> Figure:
-    """Slices of replay as rows of episodes, coloured by how they ended: panel title -> per slice its outcomes."""
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    height = max(len(slices) for slices in panels.values())
-    figure, axes = new_figure(9.2, 0.6 + rows * (0.45 + 0.145 * height), rows, columns, sharex=True)
-    for ax, (panel, slices) in zip(axes.flat, panels.items(), strict=False):
-        for line, outcomes in enumerate(slices):
-            colors = [OUTCOME_COLORS[int(outcome)] for outcome in outcomes]
-            ax.barh([line] * len(outcomes), 0.86, left=np.arange(len(outcomes)), height=0.78, color=colors)
-        goals = np.mean([outcome == GOAL for slice_ in slices for outcome in slice_])
-        ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
-        ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
-        ax.spines["left"].set_visible(False)
-    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
-    handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
-               ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-@styled
-def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
-    """Probe environments: the value wanted, the value learned, and the one learned with one ingredient broken.
-
-    Args:
-        rows: each with ``probe``, ``wanted``, ``learned``, ``broken`` (values) and ``damage`` (what was broken).
-    """
-    figure, axes = new_figure(8.8, 0.62 * len(rows) + 1.1)
-    ax = axes[0, 0]
-    for place, row in enumerate(rows):
-        ax.vlines(row["wanted"], place - 0.32, place + 0.32, color=INK, linewidth=2.4, zorder=2)
-        ax.plot(row["learned"], place, "o", color=BLUE, markersize=9, zorder=4)
-        ax.plot(row["broken"], place, "X", color=RED, markersize=9, zorder=3)
-        side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
-        ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
-    ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
-    ax.grid(axis="x")
-    handles = [
-        Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
-        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=8, label="learned"),
-        Line2D([], [], color=RED, marker="X", linestyle="", markersize=8, label="learned, one ingredient broken"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure

@@ -1,1 +1,4 @@
-"""Lesson 05: experiments, their tables and figures, and what an agent knows."""
+"""Lesson 05: experiments, their tables and figures, and what an agent knows.
+
+Files in the order of reading: `experiments`, `calibration`.
+"""

@@ -1,4 +1,4 @@
-"""Pictures of numbers: costs of histories, Q-values, replay and probes, training runs, then any curves and intervals."""
+"""Pictures of numbers: costs of histories, Q-values, replay and probes, training runs, any curves and intervals."""
 
 from __future__ import annotations
 

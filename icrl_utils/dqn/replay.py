@@ -180,7 +180,7 @@ class SliceSource:
 
 
 class Batch(NamedTuple):
-    """What one optimizer step sees; B slices, T tokens, D decisions, K observations. See history.Decisions."""
+    """What one optimizer step sees: B slices of T tokens with D decisions, see `history.episodes.Decisions`."""
 
     ids: torch.Tensor  # int64 [B, T]
     position: torch.Tensor  # int64 [B, D]

@@ -1,7 +1,8 @@
-"""One function per experiment; each lets policies play the same maps with the same luck and returns one tidy table.
+"""The experiments, their tables on disk, and the summaries and figures drawn from them.
 
-A table is a dict of equally long columns, one row per policy, training seed, map and episode (see ``COLUMNS``). The
-shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
+One function an experiment: it lets policies play the same maps with the same luck and returns one tidy table, a dict
+of equally long columns with one row per policy, training seed, map and episode (see ``COLUMNS``). The shipped tables
+in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
 """
 
 from __future__ import annotations

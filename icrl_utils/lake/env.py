@@ -30,7 +30,7 @@ from icrl_utils.ranges import checked_seed, whole_number, whole_numbers
 
 STEP_LIMIT = 100
 
-# Environments. Every map has its own stream of random numbers, addressed by (episode, step) instead of being
+# Luck. Every map has its own stream of random numbers, addressed by (episode, step) instead of being
 # drawn in order: number (k, 0) is the start of episode k, number (k, t) the slip of its step t. So the starts of
 # a map do not depend on who plays it, how long the episodes were, or which other maps are played beside it.
 

@@ -1,4 +1,4 @@
-"""Load any Llama, tiny or real, from a folder or from the Hub: a frozen base, in 4 bits if asked for.
+"""Get a Llama, tiny or real: from a folder or the Hub, in 4 bits if asked for, or a new one with random weights.
 
 What cannot work is refused before weights are downloaded or memory is taken: everything that decides it stands in
 the checkpoint's config.json and tokenizer.

@@ -7,7 +7,7 @@ layers, H heads, q = heads x head size, k = key-value heads x head size, V vocab
 one adapter, and c bytes of one activation (4 in float32, 2 in the half precisions, which run under autocast).
 
 What the formulas leave out: token ids and other integers, rows of size 1, the CUDA context, and what the allocator
-holds but does not use. `torch.cuda.max_memory_allocated` and `bench.peak_bytes` do not count those two.
+holds but does not use. `torch.cuda.max_memory_allocated` and `tools.bench.peak_bytes` do not count those two.
 
 Attention is taken to run in a kernel that never keeps its N x N scores. Cards before Ampere (T4) have one only if keys
 and values are written out for all heads first, which `attention.attention_for` asks for there. That keeps
@@ -258,8 +258,7 @@ class Plan:
     @property
     def step(self) -> int:
         """Peak of a training step: `resident` and the most of `saved` and `working`, the logits (with the last norm's
-        input and output beside them), or the optimizer's square
-        roots, 4 P."""
+        input and output beside them), or the optimizer's square roots, 4 P."""
         last_norm = (4 + self.settings.dtype.itemsize) * self._tokens * self._widths[0]
         moments = [self.saved + self.working, 4 * self.adapter_parameters]
         if self.logits:

@@ -20,7 +20,7 @@ PATIENCE = 25  # moves in an episode until the temperature of a choice is at its
 
 
 class Step(NamedTuple):
-    """What just happened on n lakes; the constants are those of `icrl_utils.history.format`."""
+    """What just happened on n lakes; the constants are those of `icrl_utils.history.episodes`."""
 
     action: np.ndarray  # int64 [n]: 0..3 in the order left, down, right, up; RESET where an episode begins
     tile: np.ndarray  # int64 [n]: the tile that the agent stands on now

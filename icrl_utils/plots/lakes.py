@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -30,6 +29,7 @@ from icrl_utils.plots.style import (
     WATER_COLOR,
     YELLOW,
     new_figure,
+    short_number,
     styled,
 )
 
@@ -171,19 +171,6 @@ def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
 
 
 Q_COLOURS = plt.get_cmap("cividis")
-
-
-def short_number(value: float) -> str:
-    """Two decimals, and no zero before the point: ``.50``, ``-.05``, ``10.25``. From 1,000 on, where decimals have no
-    room, ``1234``, and from 100,000 on ``1.2e+05``."""
-    size = abs(value)
-    text = f"{value:z.2f}" if size < 999.995 else f"{value:.0f}" if size < 99_999.5 else f"{value:.1e}"
-    return without_leading_zero(text)
-
-
-def without_leading_zero(text: str) -> str:
-    """``0.5`` -> ``.5``, ``-0.5`` -> ``-.5``; the zero of ``10.5`` and a lone ``0`` stay."""
-    return re.sub(r"^(-?)0\.", r"\1.", text)
 
 
 def _norm_of(q: np.ndarray) -> Normalize:

@@ -145,8 +145,8 @@ def require_pictures(notebook: NotebookNode, title: str) -> None:
         plot = _plot_at_the_end(cell)
         if plot and not any("image/png" in output.get("data", {}) for output in cell.outputs):
             raise RuntimeError(
-                f"{title}: cell {index} ends with {plot}(...), and shows no picture. It needs matplotlib's inline "
-                "backend: does a cell before it choose another one, by matplotlib.use or plt.switch_backend?"
+                f"{title}: cell {index} ends with {plot}(...), and shows no picture. It needs the picture "
+                "formats that `%matplotlib inline` switches on: does a cell before it switch them off?"
             )
 
 

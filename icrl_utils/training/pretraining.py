@@ -43,8 +43,6 @@ from icrl_utils.training.world_model import (
     world_model_loss,
 )
 
-# ------------------------------------------------------------------------------------------------------ pretraining
-
 
 def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True) -> Path:
     """Train a Llama to predict what moves lead to in random play. Returns the checkpoint folder.

@@ -24,13 +24,7 @@ from icrl_utils.dqn.replay import Batch, make_batch
 from icrl_utils.hardware import DTYPES, compile_network, free_memory, make_accelerator
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.held_out import development_maps
-from icrl_utils.llama.adapters import (
-    ONLINE,
-    TARGET,
-    adapter_parameters,
-    add_adapters,
-    checkpoint_activations,
-)
+from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, add_adapters, checkpoint_activations
 from icrl_utils.llama.agent import Agent, maps_at_once
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_base, load_llama, parameter_count
 from icrl_utils.llama.memory import check_memory, plan

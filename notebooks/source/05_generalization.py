@@ -25,8 +25,6 @@ from icrl_utils.evaluation.experiments import by_policy, describe, read_table, r
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.plots.curves import plot_learning_curves
 from icrl_utils.plots.lakes import plot_trajectories
-from icrl_utils.plots.style import POLICY_COLORS
-from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import interval
 
 profile = get_profile()
@@ -222,6 +220,9 @@ rows = summary(table)
 print(describe(rows))
 
 # %%
+from icrl_utils.plots.style import POLICY_COLORS
+from icrl_utils.plots.values import plot_intervals
+
 shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
 panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
 plot_intervals(
@@ -259,7 +260,7 @@ print(f"\nHow the agent's last ten of these episodes end: goal {outcome[1]:.1%},
 alone = read_table(results_path("exploration"))
 success = by_policy(alone)
 plot_learning_curves(success, title="From the file: 500 lakes, the player decides from the first move on",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 mean = {name: success[name].mean(0) for name in ("agent", "R-max")}  # over training runs: [maps, episodes]
@@ -289,7 +290,7 @@ larger = read_table(results_path("out_of_distribution"))
 success = by_policy(larger)
 paper = larger["epsilon"][: success["agent"].shape[2]]
 plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the base saw random play on such)",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 print(describe(summary(larger)))

@@ -185,6 +185,7 @@ def test_one_version_everywhere():
     assert project["version"] == icrl_utils.__version__ == build_notebooks.RELEASE.removeprefix("v")
 
 
+@pytest.mark.slow
 def test_public_names_load_and_stay_what_they_are():
     """The package's rollout is the function, also after the module of that name was imported."""
     code = "import icrl_utils.play.rollout; from icrl_utils import *; print(callable(rollout), callable(load_agent))"

@@ -61,6 +61,7 @@ def trained(request, tmp_path):
     return planned, step, held
 
 
+@pytest.mark.slow
 def test_prediction_is_within_a_tenth_of_the_measured_peak(trained):
     planned, step, held = trained
     between = planned.resident - planned.gradients

@@ -20,7 +20,7 @@ from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, LakeMap, MapDistribution
 from icrl_utils.llama.agent import load_agent
-from icrl_utils.paths import ASSETS, BUILD, atomically
+from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
@@ -85,7 +85,7 @@ def compare(
     """``rollout`` of every policy on the same maps, schedule and seed, as one table."""
     if not isinstance(policies, Sequence) or not policies:
         raise ValueError(f"policies={policies!r}: pass a list of at least one policy, for example [RandomPolicy()].")
-    parts = []
+    parts: list[Table] = []
     for policy in policies:
         records = rollout(policy, maps, schedule, seed, progress=progress)
         n, episodes = records.success.shape
@@ -152,21 +152,14 @@ def summary(table: Table, episodes: slice = slice(-10, None)) -> list[dict]:
     return rows
 
 
-def write_csv(path: str | Path, table: Table) -> None:
-    """Write a table, gzipped where ``path`` ends in .gz. An old file stays whole until the new one is complete."""
-    path = Path(path)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def write_table(path: str | Path, table: Table) -> None:
+    """Write a table as csv, gzipped where ``path`` ends in .gz."""
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in COLUMNS.items()]
-    writer.writerows(zip(*columns, strict=True))
-    data = text.getvalue().encode()
-    with atomically(path) as part:  # mtime: the same table gives the same file
-        part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    write_csv(path, (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)), list(COLUMNS))
 
 
-def read_csv(path: str | Path) -> Table:
-    """A table as ``write_csv`` wrote it."""
+def read_table(path: str | Path) -> Table:
+    """A table as ``write_table`` wrote it."""
     path = Path(path)
     if not path.exists():
         name, write = path.name.removesuffix(".gz").removesuffix(".csv"), " --write" * path.is_relative_to(ASSETS)
@@ -202,14 +195,15 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     if profile.adapter is None:
         raise ValueError(
             f"profile={profile.name!r} ships no trained adapter to evaluate; use --profile cpu, or train one and call "
-            f"icrl_utils.experiments.{name}([load_agent(FOLDER)])."
+            f"icrl_utils.evaluation.experiments.{name}([load_agent(FOLDER)])."
         )
+    path = results_path(name, (ASSETS if write else BUILD) / "results")
+    check_writable(path.parent, "results")
     experiment, law = EXPERIMENTS[name]
     maps = held_out_maps("out_of_distribution" if name == "out_of_distribution" else "in_distribution")
     policies = [*shipped_agents(profile.adapter), *baselines(law)]
     table = experiment(policies, maps[: profile.maps] if is_smoke else maps, seed=seed, progress=True)
-    path = results_path(name, (ASSETS if write else BUILD) / "results")
-    write_csv(path, table)
+    write_table(path, table)
     print(describe(summary(table)))
     print(f"written: {path}")
     return path
@@ -225,7 +219,7 @@ def shipped_agents(adapter: str) -> list[Policy]:
 
 def baselines(law: MapDistribution) -> list[Policy]:
     """Fresh ones; only posterior sampling knows the ``law`` that the maps come from."""
-    learners = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
+    learners: list[Policy] = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
     return [RandomPolicy(), *learners, OraclePolicy()]
 
 
@@ -264,7 +258,7 @@ def draw(table_file: Path) -> Path:
     name = table_file.name.split(".")[0]
     picture = table_file.parent.parent / "figures" / f"{name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    plot_experiment(read_csv(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
+    plot_experiment(read_table(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
     print(f"written: {picture}")
     return picture
 

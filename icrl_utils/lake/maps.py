@@ -19,7 +19,8 @@ from icrl_utils.ranges import LARGEST_INT16, checked_seed, real_number, whole_nu
 
 ACTIONS = ("left", "down", "right", "up")  # gymnasium's numbering, 0..3
 LETTERS = "SFHG"  # start, frozen, hole, goal
-ORDINARY, GOAL, HOLE = 0, 1, 2  # kinds of tiles in LakeTables.kind
+# Tile kinds, in LakeTables.kind. How an episode ends is another thing, an outcome: history/episodes.py.
+ICE, GOAL_TILE, HOLE_TILE = range(3)
 START_LETTER, FROZEN_LETTER, HOLE_LETTER, GOAL_LETTER = (ord(letter) for letter in LETTERS)
 
 
@@ -42,7 +43,7 @@ class LakeMap:
 
     rows: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.rows, str):
             raise ValueError(f"rows={self.rows!r} is one string: pass a sequence of rows, e.g. ('SFF', 'FFG').")
         rows = tuple(self.rows)
@@ -177,7 +178,7 @@ class MapDistribution:
     _CHUNK = 2048
     _MAX_BARREN = 500  # chunks without a single map (a million candidates) before we call the law impossible
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         largest = math.isqrt(LARGEST_INT16)
         whole_number("min_size", self.min_size, 1, largest)
         whole_number("max_size", self.max_size, 1, largest)
@@ -282,7 +283,7 @@ class LakeTables:
 
     Attributes:
         next_tile: int16 [n, tiles, 4], tile after each action; goals, holes and padding lead to themselves.
-        kind: uint8 [n, tiles], ORDINARY, GOAL or HOLE.
+        kind: uint8 [n, tiles], ICE, GOAL_TILE or HOLE_TILE.
         starts: int16 [n, max_starts] in rising order, padded by the first start.
         n_starts: int16 [n].
         distances: int16 [n, tiles], moves to the nearest goal, -1 where there is no way (and on padding).
@@ -302,9 +303,9 @@ class LakeTables:
         row, column = np.divmod(tile, width)
 
         self.kind = np.zeros((n, tiles), np.uint8)
-        self.kind[letters == GOAL_LETTER] = GOAL
-        self.kind[letters == HOLE_LETTER] = HOLE
-        moves = (self.kind == ORDINARY) & (letters != 0)
+        self.kind[letters == GOAL_LETTER] = GOAL_TILE
+        self.kind[letters == HOLE_LETTER] = HOLE_TILE
+        moves = (self.kind == ICE) & (letters != 0)
         self.next_tile = np.empty((n, tiles, 4), np.int16)
         self.next_tile[:, :, 0] = tile - (moves & (column > 0))
         self.next_tile[:, :, 1] = tile + (moves & (row < height - 1)) * width

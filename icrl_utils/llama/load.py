@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError
-from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -31,7 +29,7 @@ from transformers import (
 from icrl_utils.hardware import compute_dtype, existing_device
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
-from icrl_utils.llama.adapters import add_adapters, check_adapter, never_repack
+from icrl_utils.llama.adapters import never_repack
 from icrl_utils.llama.attention import attention_for
 from icrl_utils.paths import file_sha256, in_repository
 from icrl_utils.profiles import PROFILES
@@ -40,54 +38,26 @@ from icrl_utils.versions import INSTALL
 QUANTIZATIONS = (None, "nf4")
 
 
-def load_model(
-    name_or_path: str | Path,
-    quantization: str | None = "nf4",
-    adapter: str = "lora",
-    rank: int = 32,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    history: str = "paper",
-    seed: int = 0,
-) -> tuple[PeftModel, HistoryFormat]:
-    """A frozen Llama with an online and a target adapter in float32, and the history format of its tokenizer.
-
-    Args:
-        name_or_path: a folder (also relative to the repository) or a name on the Hugging Face Hub.
-        quantization: ``"nf4"`` keeps the projections in 4 bits (about 0.52 bytes a weight, with double quantization);
-            embedding, norms and lm_head stay in ``dtype``. None: all of the base in ``dtype``.
-        adapter, rank, seed: see `adapters.add_adapters`.
-        device: by default the GPU where there is one.
-        dtype: of the base's computation; by default what the device has in hardware, see `compute_dtype`.
-        history: ``"paper"``, or ``"compact"`` for the tiny Llama.
-
-    The model is in training mode (Llama has no dropout), which `adapters.checkpoint_activations` needs.
-
-    Raises:
-        ValueError: a checkpoint that is no causal Llama or is quantized already, a tokenizer that splits the action
-            words, bfloat16 on a card without it, no such device, an unknown adapter or quantization.
-            FileNotFoundError: no such checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
-    """
-    check_adapter(adapter, rank)
-    load = plan_load(name_or_path, quantization, device, dtype)
-    text = load_history(name_or_path, history)
-    return add_adapters(load(), adapter, rank, seed).train(), text
-
-
 def load_llama(
     name_or_path: str | Path,
     quantization: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The base alone, in evaluation mode; arguments and errors as in `load_model`."""
-    return plan_load(name_or_path, quantization, device, dtype)()
+    """A Llama in evaluation mode, to be frozen and trained by `adapters.add_adapters`.
 
+    Args:
+        name_or_path: a folder (also relative to the repository) or a name on the Hugging Face Hub.
+        quantization: ``"nf4"`` keeps the projections in 4 bits (about 0.52 bytes a weight, with double quantization);
+            embedding, norms and lm_head stay in ``dtype``. None: all of the base in ``dtype``.
+        device: by default the GPU where there is one.
+        dtype: of the base's computation; by default what the device has in hardware, see `compute_dtype`.
 
-def plan_load(
-    name_or_path: str | Path, quantization: str | None, device: str | torch.device | None, dtype: torch.dtype | None
-) -> Callable[[], PreTrainedModel]:
-    """All checks of `load_llama`; what it returns does the loading."""
+    Raises, before weights are loaded:
+        ValueError: a checkpoint that is no causal Llama or is quantized already, bfloat16 on a card without it, no such
+            device, an unknown quantization.
+        FileNotFoundError: no such checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
+    """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization={quantization!r} is unknown; choose 'nf4' or None.")
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
@@ -98,28 +68,24 @@ def plan_load(
     device = existing_device(device)
     dtype = compute_dtype(device, dtype)
     check_checkpoint(name_or_path)
-
-    def load() -> PreTrainedModel:
-        nf4 = quantization and BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            _source(name_or_path),
-            dtype=dtype,
-            quantization_config=nf4,
-            device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
-            attn_implementation=attention_for(device, dtype),
-        )
-        return never_repack(model).eval()
-
-    return load
+    nf4 = quantization and BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        _source(name_or_path),
+        dtype=dtype,
+        quantization_config=nf4,
+        device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
+        attn_implementation=attention_for(device, dtype),
+    )
+    return never_repack(model).eval()
 
 
 def check_checkpoint(name_or_path: str | Path, argument: str = "name_or_path") -> dict:
-    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_model` about it, which
+    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_llama` about it, which
     call it ``argument``."""
     shown = f"{argument}={str(name_or_path)!r}"
     try:
@@ -188,7 +154,7 @@ def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
         for name, parameter in model.named_parameters():
             if "proj" in name or "embed" in name:
                 parameter.mul_(6)  # what comes out depends on the whole history
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
@@ -278,7 +244,9 @@ def load_base(path: str | Path, device: str | torch.device = "cpu", **config) ->
 
     ``config`` replaces entries of its config.json.
     """
-    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config)
+    nn.Module.to(model, device)  # model.to is the same, but wrongly typed
+    return model.eval()
 
 
 def parameter_count(model: nn.Module) -> int:

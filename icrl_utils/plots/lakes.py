@@ -17,16 +17,16 @@ from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.plots.style import (
     BLUE,
-    FOG,
-    GOAL_TILE,
+    FOG_COLOR,
+    GOAL_COLOR,
     GREEN,
     GREY,
-    ICE,
+    ICE_COLOR,
     INK,
     PALE,
     RED,
-    START_TILE,
-    WATER,
+    START_COLOR,
+    WATER_COLOR,
     YELLOW,
     new_figure,
     short_number,
@@ -122,13 +122,13 @@ def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None,
     for tile, letter in enumerate("".join(lake_map.rows)):
         row, column = divmod(tile, lake_map.width)
         in_fog = known is not None and tile not in known
-        face = FOG if in_fog else {"S": START_TILE, "G": GOAL_TILE}.get(letter, ICE)
+        face = FOG_COLOR if in_fog else {"S": START_COLOR, "G": GOAL_COLOR}.get(letter, ICE_COLOR)
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
         if in_fog:
             ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13 * shrink)
             continue
         if letter == "H":
-            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
+            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER_COLOR))
         elif letter == "G":
             ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19 * shrink, color=GREEN, zorder=2)
         elif letter == "S":
@@ -164,9 +164,9 @@ def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) 
 
 def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
     """The tiles of an episode; one parsed from ``compact`` text does not tell the last, but the map does."""
-    tiles = list(episode.tiles)
-    if tiles[-1] is None:
-        tiles[-1] = int(lake_map.next_tile[tiles[-2], episode.actions[-1]])
+    tiles = [tile for tile in episode.tiles if tile is not None]
+    if len(tiles) < len(episode.tiles):
+        tiles.append(int(lake_map.next_tile[tiles[-1], episode.actions[-1]]))
     return tiles
 
 
@@ -198,9 +198,9 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
                 [*triangle, origin + 0.5], facecolor=Q_COLOURS(norm(value)), edgecolor="white", linewidth=0.6
             )
             ax.add_patch(patch)
-            at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
+            x, y = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
             ink = INK if norm(value) > 0.5 else "white"
-            ax.text(*at, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
+            ax.text(x, y, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
         is_best = q[tile] > q[tile].max() - 1e-9
         for best in np.flatnonzero(is_best & ~is_best.all()):
             triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,8 +21,8 @@ BLUE, ORANGE, GREEN, SKY, PINK, RED, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442",
 )  # fmt: skip
 INK, GREY, PALE = "#222222", "#767676", "#E9ECEF"
-ICE, WATER, START_TILE, GOAL_TILE, FOG = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
-STYLE = {
+ICE_COLOR, WATER_COLOR, START_COLOR, GOAL_COLOR, FOG_COLOR = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
+STYLE: dict[Any, Any] = {  # keys are names of matplotlib's settings
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",

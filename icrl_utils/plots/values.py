@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ from icrl_utils.plots.style import (
     PINK,
     RED,
     SKY,
-    WATER,
+    WATER_COLOR,
     YELLOW,
     color_of,
     new_figure,
@@ -128,8 +129,8 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     figure, axes = new_figure(8.4, 0.42 * len(kinds) * max(1, 0.6 * len(policies)) + 1.3)
     ax = axes[0, 0]
     for place, kind in enumerate(kinds):
-        exact = [row.get("exact") for row in rows if row["kind"] == kind]
-        exact = np.array(["nan" if value in ("", None) else value for value in exact], float)  # 0 is a value
+        told = [row.get("exact") for row in rows if row["kind"] == kind]
+        exact = np.array(["nan" if value in ("", None) else value for value in told], float)  # 0 is a value
         exact = exact[~np.isnan(exact)]
         if len(exact):
             ax.vlines(exact.mean(), place - 0.42, place + 0.42, color=INK, linewidth=2.2, zorder=4)
@@ -158,7 +159,7 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
 
 # ---------------------------------------------------------------------------------------------------- replay and probes
 
-OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
+OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER_COLOR, LIMIT: YELLOW}
 
 
 @styled
@@ -275,7 +276,8 @@ def plot_training_log(logs: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
 def _column(rows: Sequence[Mapping], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of the rows that have this column."""
     pairs = [(float(row["tokens"]), float(row[column])) for row in rows if row.get(column) not in ("", None)]
-    return tuple(np.array(pairs, float).reshape(-1, 2).T)
+    tokens, values = np.array(pairs, float).reshape(-1, 2).T
+    return tokens, values
 
 
 # ---------------------------------------------------------------------------------------------------------- any numbers
@@ -328,14 +330,14 @@ def plot_lines(
         axes[0, 0].set_ylim(*ylim)
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
-    handles = {}
+    handles: dict[str, Any] = {}
     for ax in axes.flat:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     if len(handles) > 1 and len(panels) == 1:
         axes[0, 0].legend(handles.values(), handles.keys(), fontsize=8.5)
     elif len(handles) > 1:
-        names = {"ncols": min(4, len(handles)), "fontsize": 8.5, "loc": "outside upper right"}
-        figure.legend(handles.values(), handles.keys(), **names)
+        columns = min(4, len(handles))
+        figure.legend(handles.values(), handles.keys(), ncols=columns, fontsize=8.5, loc="outside upper right")
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import cast
 
 import gymnasium
 import numpy as np
@@ -129,7 +130,7 @@ class Rereader:
         self.agent = agent
 
     def start(self, maps, rngs) -> None:
-        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs)
+        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs, self.agent.patience)
 
     def act(self, step) -> np.ndarray:
         new = self.agent.format.encode_steps(*step)[0]
@@ -217,7 +218,7 @@ def bench_train(profile: Profile | None = None, seed: int = 0) -> dict[str, floa
     def step(net: nn.Module) -> None:
         z, y, logits = q_and_targets(net, model, batch, config.readout, config.gamma, config.consistent, observation)
         loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
-        (loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)).backward()
+        (loss + config.world_model * world_model_loss(cast(Tensor, logits), batch.ids, action_ids)).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,12 +29,13 @@ from icrl_utils.dqn.replay import Batch
 from icrl_utils.hardware import compute_dtype, device_name, matmul_peak
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
-from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
+from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap
 from icrl_utils.llama.adapters import (
     ONLINE,
     TARGET,
     adapter_parameters,
     add_adapters,
+    causal_lm,
     checkpoint_activations,
     keep_dtype,
     target_network,
@@ -42,11 +44,12 @@ from icrl_utils.llama.agent import Agent
 from icrl_utils.llama.load import load_llama
 from icrl_utils.llama.memory import GIB, SHAPES, plan
 from icrl_utils.llama.readout import QNetwork, QReadout, take
-from icrl_utils.paths import ASSETS
+from icrl_utils.paths import ASSETS, write_csv
+from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.tools.bench import LLAMA_3_VOCABULARY, peak_bytes, seconds
-from icrl_utils.training.runs import make_optimizers, write_csv
+from icrl_utils.training.runs import make_optimizers
 
 RESULTS = ASSETS / "results" / "bench_gpu.csv"
 COLUMNS = (
@@ -100,7 +103,7 @@ class Way:
 
 def our_loss(net: QNetwork, batch: Batch) -> Tensor:
     """Hidden states at decisions times four rows, see `dqn.q_and_targets`."""
-    z, y, _ = q_and_targets(net, net.model, batch, net.readout, GAMMA)
+    z, y, _ = q_and_targets(net, cast(PeftModel, net.model), batch, net.readout, GAMMA)
     return dqn.td_loss(z, batch.action, y, batch.has_target, "mse")
 
 
@@ -108,9 +111,10 @@ def paper_loss(net: QNetwork, batch: Batch) -> Tensor:
     """The paper's way, written from its description: logits of the whole vocabulary at every position, of both
     networks; the bootstrap's maximum runs over all words; the language-modelling losses of actions and of
     observations have weight 0, yet their log-softmax takes part in the backward pass."""
-    with target_network(net.model):
-        q_target = net.model(input_ids=batch.ids, use_cache=False).logits
-    q = net.model(input_ids=batch.ids, use_cache=False).logits
+    model = cast(PeftModel, net.model)
+    with target_network(model):
+        q_target = model(input_ids=batch.ids, use_cache=False).logits
+    q = model(input_ids=batch.ids, use_cache=False).logits
     z = take(q, batch.position).float()
     y = dqn.td_targets(z.detach(), take(q_target, batch.position).float(), batch.reward, batch.terminated, GAMMA)
     loss = dqn.td_loss(z, net.action_ids[batch.action], y, batch.has_target, "mse")
@@ -145,7 +149,7 @@ def bench_step_real(profile: Profile | None = None, seed: int = 0) -> list[dict]
     history = HistoryFormat("paper", make_paper_tokenizer())
     batch = make_random_batch(workload, history.action_ids, seed).to(device)
     peak, tokens = matmul_peak(device, dtype), batch.ids.numel()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as checkpoint:
         save_random_llama(workload.config, checkpoint, dtype, device, seed)
         for name, way in ways(workload, device).items():
@@ -188,8 +192,8 @@ def make_random_batch(workload: Workload, action_ids: np.ndarray, seed: int) -> 
     terminated = rng.random(action.shape) < 0.1
     has_target = terminated | (np.arange(len(position)) < len(position) - 1)
     columns = ids, np.tile(position, (len(ids), 1)), action, terminated.astype(np.float32), terminated, has_target
-    columns += (np.zeros_like(action),)  # tiles: no loss here asks for them
-    return Batch(*map(torch.from_numpy, columns))
+    no_tiles = np.zeros_like(action)  # no loss here asks for them
+    return Batch(*map(torch.from_numpy, (*columns, no_tiles)))
 
 
 def save_random_llama(config: LlamaConfig, folder: str, dtype: torch.dtype, device: torch.device, seed: int) -> None:
@@ -291,8 +295,11 @@ def bench_rollout_real(profile: Profile | None = None, seed: int = 0) -> list[di
     with tempfile.TemporaryDirectory() as checkpoint:
         save_random_llama(workload.config, checkpoint, dtype, device, seed)
         model = load_llama(checkpoint, None, device, dtype)
-    policies = {"ours": (Agent(model, history, QReadout()), maps), "generate": (Generator(model, history), maps[:1])}
-    rows = []
+    policies: dict[str, tuple[Policy, list[LakeMap]]] = {
+        "ours": (Agent(model, history, QReadout()), maps),
+        "generate": (Generator(causal_lm(model), history), maps[:1]),
+    }
+    rows: list[dict[str, Any]] = []
     for name, (policy, lakes) in policies.items():
         rollout(policy, lakes[:1], [0.0], seed)  # the first forward pass of a process is slow
         begin = time.perf_counter()

@@ -5,7 +5,6 @@ They are drawings, not results: nothing in them is computed by a trained model.
 
 from __future__ import annotations
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -80,9 +79,8 @@ def picture_02() -> Figure:
         ax.add_patch(Rectangle((3.45 + 0.18 * i, 3.0), 0.18, 0.26, facecolor=PALE, edgecolor=GREY, linewidth=0.6))
     ax.text(3.35, 3.13, "hidden state h at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
     _arrow(ax, (5.2, 3.13), (6.1, 3.13))
-    rows = np.arange(15)
     actions = {4: "left", 7: "down", 8: "right", 12: "up"}
-    for row in rows:
+    for row in range(15):
         y = 3.35 - 0.235 * row
         face = KINDS["action"] if row in actions else "white"
         ax.add_patch(Rectangle((6.2, y), 2.0, 0.2, facecolor=face, edgecolor=GREY, linewidth=0.5))

@@ -376,7 +376,7 @@ z, y, logits = q_and_targets(net, model, part, readout, config.gamma, config.con
 loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
 error = squared_td_error(readout.q(z.detach()), part, y) / decisions
 total = loss
-if config.world_model:
+if logits is not None:
     total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
 accelerator.backward(total)
 
@@ -617,7 +617,7 @@ plot_calibration(rows, title="Q of moves, sorted by what the history has shown a
 # half comes from either.
 
 # %%
-from icrl_utils.llama.load import load_llama, load_model, save_small_llama
+from icrl_utils.llama.load import load_history, load_llama, save_small_llama
 
 is_real = real.history == "paper"
 checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
@@ -639,7 +639,8 @@ device = None if is_real else "cpu"  # None: the GPU
 # thrown away again. That is affordable because nobody updates it: what learns are the two adapters, in float32.
 
 # %%
-model, text = load_model(checkpoint, quantization="nf4", rank=8, device=device)
+text = load_history(checkpoint, "paper")
+model = add_adapters(load_llama(checkpoint, "nf4", device), rank=8)
 sizes_of = {}
 for name, parameter in model.named_parameters():
     part_of = "target" if TARGET in name else "online" if "lora" in name else "base"

@@ -64,6 +64,9 @@ def test_number_of_episodes_and_tokens():
     buffer = ReplayBuffer(longer, HISTORY)
     tokens = np.diff(buffer.bounds[buffer.first_episode])
     assert (tokens >= 300).all() and (longer.episodes_per_map >= play.episodes_per_map).all()
+    in_paper_text = collect(MAPS, RANDOM_PLAY, rng(), episodes=(2, 5), min_tokens=300, step_tokens=10)
+    sets = np.split(in_paper_text.steps, np.cumsum(in_paper_text.episodes_per_map)[:-1])
+    assert all((steps + 1).sum() >= 30 for steps in sets) and len(in_paper_text.tiles) < len(longer.tiles) / 2
     # It goes on only where it must: without the last episode every longer set would have been short.
     last = np.diff(buffer.bounds)[buffer.first_episode[1:] - 1]
     went_on = longer.episodes_per_map > 5

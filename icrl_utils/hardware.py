@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's name of a precision
 HARMLESS = {  # variables by which `accelerate` would train otherwise, and the value with which it does not
     "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "no", "USE_DEEPSPEED": "false", "USE_FSDP": "false",
     "USE_MEGATRON_LM": "false", "USE_PARALLELISM_CONFIG": "false",
@@ -71,6 +72,33 @@ def has_ampere(device: torch.device | None = None) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def existing_device(device: str | torch.device | None) -> torch.device:
+    """``device``, or by default the GPU where there is one. Raises ValueError where it is neither a GPU that torch
+    sees nor the CPU."""
+    gpus = torch.cuda.device_count()
+    try:
+        found = torch.device(("cuda" if gpus else "cpu") if device is None else device)
+    except RuntimeError:
+        found = None
+    if found and (found.type == "cpu" or found.type == "cuda" and (found.index or 0) < gpus):
+        return found
+    raise ValueError(
+        f"device={str(device)!r} is not here: torch sees the CPU and {gpus} CUDA GPUs; leave device out, or pass 'cpu'."
+    )
+
+
+def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
+    """``dtype``, or by default what ``device`` multiplies fast: bfloat16 from Ampere on, float16 on older cards such
+    as the T4 (which emulates bfloat16 and calls that supported), float32 on a CPU.
+
+    Raises ValueError for a dtype that ``device`` does not have.
+    """
+    names = {value: name for name, value in DTYPES.items()}
+    if dtype is not None and dtype not in names:
+        raise ValueError(f"dtype={dtype!r} cannot be computed in; choose one of {', '.join(map(str, names))}.")
+    return DTYPES[resolve_precision("auto" if dtype is None else names[dtype], device, f"dtype={dtype!r}")]
+
+
 def compile_network(net: nn.Module, device: torch.device, say: Callable[[str], None] = print) -> bool:
     """Compile ``net`` in place; where that is impossible (no C++ compiler), say so in one line and leave it."""
     try:
@@ -116,33 +144,3 @@ def device_name(device: torch.device) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-
-
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def existing_device(device: str | torch.device | None) -> torch.device:
-    """``device``, or by default the GPU where there is one. Raises ValueError where it is neither a GPU that torch
-    sees nor the CPU."""
-    gpus = torch.cuda.device_count()
-    try:
-        found = torch.device(("cuda" if gpus else "cpu") if device is None else device)
-    except RuntimeError:
-        found = None
-    if found and (found.type == "cpu" or found.type == "cuda" and (found.index or 0) < gpus):
-        return found
-    raise ValueError(
-        f"device={str(device)!r} is not here: torch sees the CPU and {gpus} CUDA GPUs; leave device out, or pass 'cpu'."
-    )
-
-
-def compute_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
-    """``dtype``, or by default what ``device`` multiplies fast: bfloat16 from Ampere on, float16 on older cards such
-    as the T4 (which emulates bfloat16 and calls that supported), float32 on a CPU.
-
-    Raises ValueError for a dtype that ``device`` does not have.
-    """
-    names = {value: name for name, value in DTYPES.items()}
-    if dtype is not None and dtype not in names:
-        raise ValueError(f"dtype={dtype!r} cannot be computed in; choose one of {', '.join(map(str, names))}.")
-    return DTYPES[resolve_precision("auto" if dtype is None else names[dtype], device, f"dtype={dtype!r}")]

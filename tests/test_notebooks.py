@@ -296,7 +296,7 @@ def test_the_course_shows_its_pictures_whatever_backend_the_caller_has(course_of
 
 def test_a_course_without_a_picture_where_one_belongs_has_failed(course_of_one, capsys):
     with pytest.raises(RuntimeError, match=r"98_plotting: cell 3 ends with plot_lake\(\.\.\.\), and shows no picture"):
-        course_of_one(before="get_ipython().display_formatter.active_types = ['text/plain']")
+        course_of_one(before="get_ipython().display_formatter.formatters['image/png'].type_printers.clear()")
     assert "notebooks ran" not in capsys.readouterr().out
 
 

@@ -17,15 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from icrl_utils.lake.maps import (
-    ACTIONS,
-    DEFAULT_MAP,
-    GOAL_TILE,
-    ICE,
-    LakeMap,
-    LakeTables,
-    checked_maps,
-)
+from icrl_utils.lake.maps import ACTIONS, DEFAULT_MAP, GOAL_TILE, ICE, LakeMap, LakeTables, checked_maps
 from icrl_utils.ranges import checked_seed, whole_number, whole_numbers
 
 STEP_LIMIT = 100

@@ -36,6 +36,7 @@ from icrl_utils.profiles import PROFILES
 from icrl_utils.versions import INSTALL
 
 QUANTIZATIONS = (None, "nf4")
+CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
 
 
 def load_llama(
@@ -137,26 +138,25 @@ def load_history(name_or_path: str | Path, history: str, argument: str = "name_o
     return text
 
 
-def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
-    """A checkpoint to try everything with: random, small, and saved as Llama 3 is, with bfloat16 weights, heads that
-    share keys and values, scaled RoPE, and a byte-level tokenizer with Llama 3's special tokens. Returns ``folder``."""
-    tokenizer = make_paper_tokenizer()
-    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, rope_parameters=rope,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "proj" in name or "embed" in name:
-                parameter.mul_(6)  # what comes out depends on the whole history
-    model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+def load_base(path: str | Path, device: str | torch.device = "cpu", **config) -> PreTrainedModel:
+    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode.
+
+    ``config`` replaces entries of its config.json.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config)
+    nn.Module.to(model, device)  # model.to is the same, but wrongly typed
+    return model.eval()
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint, see `in_repository`. Raises FileNotFoundError where there is none."""
+    folder = in_repository(path)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
+            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
+        )
+    return folder
 
 
 def checkpoint_id(name_or_path: str | Path) -> str:
@@ -173,7 +173,9 @@ def _source(name_or_path: str | Path) -> str:
     return str(folder if folder.is_dir() else name_or_path)
 
 
-CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights. In 4 bits two of them share a byte."""
+    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
 
 
 def new_tiny_llama(
@@ -228,27 +230,23 @@ def rope(theta: float) -> dict[str, object]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
-def base_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint, see `in_repository`. Raises FileNotFoundError where there is none."""
-    folder = in_repository(path)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
-            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
-        )
-    return folder
-
-
-def load_base(path: str | Path, device: str | torch.device = "cpu", **config) -> PreTrainedModel:
-    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode.
-
-    ``config`` replaces entries of its config.json.
-    """
-    model = AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config)
-    nn.Module.to(model, device)  # model.to is the same, but wrongly typed
-    return model.eval()
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights. In 4 bits two of them share a byte."""
-    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
+    """A checkpoint to try everything with: random, small, and saved as Llama 3 is, with bfloat16 weights, heads that
+    share keys and values, scaled RoPE, and a byte-level tokenizer with Llama 3's special tokens. Returns ``folder``."""
+    tokenizer = make_paper_tokenizer()
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, rope_parameters=rope,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name or "embed" in name:
+                parameter.mul_(6)  # what comes out depends on the whole history
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_utils.dqn import dqn
-from icrl_utils.dqn.dqn import q_and_targets
+from icrl_utils.dqn.dqn import polyak_update, q_and_targets, td_loss
 from icrl_utils.dqn.replay import make_batch
 from icrl_utils.hardware import compile_network, matmul_peak
 from icrl_utils.history.format import HistoryFormat
@@ -217,12 +216,12 @@ def bench_train(profile: Profile | None = None, seed: int = 0) -> dict[str, floa
 
     def step(net: nn.Module) -> None:
         z, y, logits = q_and_targets(net, model, batch, config.readout, config.gamma, config.consistent, observation)
-        loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
+        loss = td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
         (loss + config.world_model * world_model_loss(cast(Tensor, logits), batch.ids, action_ids)).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        dqn.polyak_update(target, online, config.polyak)
+        polyak_update(target, online, config.polyak)
 
     folds = {"peft": False, "folded": True, "compiled": True}
     ways = {name: QNetwork(model, history.action_ids, config.readout, fold) for name, fold in folds.items()}

@@ -23,8 +23,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from icrl_utils.dqn import dqn
-from icrl_utils.dqn.dqn import q_and_targets
+from icrl_utils.dqn.dqn import polyak_update, q_and_targets, td_loss, td_targets
 from icrl_utils.dqn.replay import Batch
 from icrl_utils.hardware import compute_dtype, device_name, matmul_peak
 from icrl_utils.history.format import HistoryFormat
@@ -104,7 +103,7 @@ class Way:
 def our_loss(net: QNetwork, batch: Batch) -> Tensor:
     """Hidden states at decisions times four rows, see `dqn.q_and_targets`."""
     z, y, _ = q_and_targets(net, cast(PeftModel, net.model), batch, net.readout, GAMMA)
-    return dqn.td_loss(z, batch.action, y, batch.has_target, "mse")
+    return td_loss(z, batch.action, y, batch.has_target, "mse")
 
 
 def paper_loss(net: QNetwork, batch: Batch) -> Tensor:
@@ -116,8 +115,8 @@ def paper_loss(net: QNetwork, batch: Batch) -> Tensor:
         q_target = model(input_ids=batch.ids, use_cache=False).logits
     q = model(input_ids=batch.ids, use_cache=False).logits
     z = take(q, batch.position).float()
-    y = dqn.td_targets(z.detach(), take(q_target, batch.position).float(), batch.reward, batch.terminated, GAMMA)
-    loss = dqn.td_loss(z, net.action_ids[batch.action], y, batch.has_target, "mse")
+    y = td_targets(z.detach(), take(q_target, batch.position).float(), batch.reward, batch.terminated, GAMMA)
+    loss = td_loss(z, net.action_ids[batch.action], y, batch.has_target, "mse")
     surprise = -torch.log_softmax(q[:, :-1], -1, dtype=torch.float32).gather(-1, batch.ids[:, 1:, None])
     is_action = torch.isin(batch.ids[:, 1:], net.action_ids)[..., None]
     return loss + 0.0 * (surprise * is_action).sum() + 0.0 * (surprise * ~is_action).sum()
@@ -224,7 +223,7 @@ def make_step(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        dqn.polyak_update(target, online, 0.1)
+        polyak_update(target, online, 0.1)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

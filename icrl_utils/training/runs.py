@@ -236,7 +236,10 @@ class Run:
 
     def log_sums(self) -> None:
         """Write what was added up in this step, as the mean of all processes."""
-        self.log({name: self.accelerator.reduce(value, "mean").item() for name, value in self.sums.items()})
+        # Kept until the next time: gloo's threads let go of what they have reduced a little later. If theirs were the
+        # last reference, at the end of a run, they would wait for Python's lock while Python waits for them.
+        self.reduced = {name: self.accelerator.reduce(value, "mean") for name, value in self.sums.items()}
+        self.log({name: value.item() for name, value in self.reduced.items()})
 
     def log_aside(self, measure: Callable[[], dict[str, float]]) -> None:
         """Write what ``measure`` returns, in the main process, and leave its time out of the training speed."""

@@ -18,9 +18,9 @@ MAY_IMPORT = {  # besides the ground: the doors below, in the order of the lesso
     "llama": {"lake", "history", "play"},
     "dqn": {"lake", "history", "play", "llama"},
     "training": {"lake", "history", "play", "llama", "dqn"},
-    "evaluation": {"lake", "history", "play", "llama", "dqn", "plots"},
+    "evaluation": {"lake", "history", "play", "llama", "plots"},
     "plots": {"lake", "history", "play"},
-    "course": {"lake", "history", "play", "llama", "dqn", "plots"},
+    "course": {"lake", "history", "play", "plots"},
     "tools": {"lake", "history", "play", "llama", "dqn", "training", "evaluation", "plots", "course"},
 }
 WITHOUT_TORCH = ("lake", "history", "play", "plots", "statistics", "paths", "ranges", "profiles", "versions")

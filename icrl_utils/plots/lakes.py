@@ -214,7 +214,7 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
 
 # ---------------------------------------------------------------------------------------------------------- history
 
-KINDS = {  # kind of a token -> colour of its box
+TOKEN_COLORS = {  # kind of a token -> colour of its box
     "tile": "#D6E9F5",
     "action": "#FBDFB0",
     "goal": "#BFE5D6",
@@ -266,7 +266,7 @@ def plot_history_tokens(
     for t, (word, (x, line), wide) in enumerate(zip(words, places, box_width, strict=True)):
         y = 0.18 + line * line_height
         ax.add_patch(FancyBboxPatch(
-            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=KINDS[token_kind(word)],
+            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=TOKEN_COLORS[token_kind(word)],
             edgecolor=GREY, linewidth=0.6,
         ))  # fmt: skip
         ax.text(x + wide / 2, y + 0.135, word, ha="center", va="center", fontsize=9, color=INK)
@@ -284,7 +284,7 @@ def _legend(ax: Axes, kinds: Collection[str], y: float) -> None:
     ax.text(0.2, y, "decision: Q is read here, just before the action word", fontsize=8, color=GREY, va="center")
     x = 3.7
     for kind in kinds:
-        ax.add_patch(Rectangle((x, y - 0.07), 0.14, 0.14, facecolor=KINDS[kind], edgecolor=GREY, linewidth=0.6))
+        ax.add_patch(Rectangle((x, y - 0.07), 0.14, 0.14, facecolor=TOKEN_COLORS[kind], edgecolor=GREY, linewidth=0.6))
         ax.text(x + 0.2, y, kind, fontsize=8, color=GREY, va="center")
         x += 0.4 + 0.075 * len(kind)
 

@@ -31,7 +31,7 @@ from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import training_source
-from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
 LLAMA_3_VOCABULARY = 128_256

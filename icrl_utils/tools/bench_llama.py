@@ -3,7 +3,7 @@
 True shapes with random weights: time and memory do not depend on what a model has learnt, so no checkpoint is
 needed. A profile that trains on a GPU is measured there, at the shape of the model and of the steps that it trains
 (``--profile full``: Llama 3.1 8B, ``--profile t4``: SmolLM2-360M). Every other profile measures a small twin with Llama
-3's vocabulary on the CPU. On a GPU the rows are kept in assets/results/bench_gpu.csv.
+3's vocabulary on the CPU. On a GPU the rows are kept in build/results/bench_gpu.csv.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from icrl_utils.llama.agent import Agent
 from icrl_utils.llama.load import load_llama
 from icrl_utils.llama.memory import GIB, SHAPES, plan
 from icrl_utils.llama.readout import QNetwork, QReadout, take
-from icrl_utils.paths import ASSETS, write_csv
+from icrl_utils.paths import BUILD, write_csv
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.tools.bench import LLAMA_3_VOCABULARY, peak_bytes, seconds
-from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
 
-RESULTS = ASSETS / "results" / "bench_gpu.csv"
+RESULTS = BUILD / "results" / "bench_gpu.csv"
 COLUMNS = (
     "bench", "shape", "way", "device", "work", "seconds", "peak_bytes", "planned_bytes", "per_second", "of_peak",
 )  # fmt: skip

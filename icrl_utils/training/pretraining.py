@@ -32,7 +32,8 @@ from icrl_utils.play.collect import RANDOM_PLAY, collect
 from icrl_utils.training.configs import PretrainConfig, RunConfig
 from icrl_utils.training.data import Chunks, batches
 from icrl_utils.training.folder import check_folder, is_finished
-from icrl_utils.training.runs import Run, make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
+from icrl_utils.training.runs import Run
 from icrl_utils.training.world_model import (
     NOT_TRIED,
     WorldModel,

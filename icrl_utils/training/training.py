@@ -35,7 +35,8 @@ from icrl_utils.play.rollout import rollout
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
 from icrl_utils.training.folder import check_folder, is_finished
-from icrl_utils.training.runs import Run, make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
+from icrl_utils.training.runs import Run
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
 

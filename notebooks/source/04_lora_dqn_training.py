@@ -232,7 +232,7 @@ from icrl_utils.dqn.dqn import (
 from icrl_utils.hardware import make_accelerator
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
-from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
 from icrl_utils.training.training import train
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
@@ -398,8 +398,8 @@ print(
 # %% [markdown]
 # **Learning rate.** A linear warm-up, then a cosine that *ends at zero*. Every update is noisy; with small steps at the
 # end the noise averages out instead of adding up. This is why the number of steps has to be known before, and why a run
-# that is cut off by the clock is worth less than a shorter one that could land. (Code: `runs.learning_rate_factor`,
-# test `test_04_learning_rate`.)
+# that is cut off by the clock is worth less than a shorter one that could land. (Code:
+# `optimizers.learning_rate_factor`, test `test_04_learning_rate`.)
 #
 # ### Exercise 2 · The schedule (easy, 10 minutes)
 

@@ -45,8 +45,9 @@ from icrl_utils.training import data, runs, training
 from icrl_utils.training.configs import PretrainConfig, TrainConfig
 from icrl_utils.training.data import Chunks, batches
 from icrl_utils.training.folder import read_progress
+from icrl_utils.training.optimizers import learning_rate_factor, make_optimizers
 from icrl_utils.training.pretraining import pretrain
-from icrl_utils.training.runs import Run, delayed_interrupt, learning_rate_factor, make_optimizers
+from icrl_utils.training.runs import Run, delayed_interrupt
 from icrl_utils.training.training import evaluate_in_training, train
 
 HISTORY = HistoryFormat("compact")

@@ -227,10 +227,7 @@ class Run:
 
     def log_sums(self) -> None:
         """Write what was added up in this step, as the mean of all processes."""
-        # Kept until the next time: gloo's threads let go of what they have reduced a little later. If theirs were the
-        # last reference, at the end of a run, they would wait for Python's lock while Python waits for them.
-        self.reduced = {name: self.accelerator.reduce(value, "mean") for name, value in self.sums.items()}
-        self.log({name: value.item() for name, value in self.reduced.items()})
+        self.log({name: self.accelerator.reduce(value, "mean").item() for name, value in self.sums.items()})
 
     def log_aside(self, measure: Callable[[], dict[str, float]]) -> None:
         """Write what ``measure`` returns, in the main process, and leave its time out of the training speed."""
@@ -312,6 +309,10 @@ class Run:
     def finish(self, write: Callable[[Path], object], weights: str, **facts) -> Path:
         """Let ``write(folder)`` write the finished files, move them into the run's folder and add run.json, which
         says how they came about. Returns the folder. The checkpoint goes when all steps are done."""
+        if self.accelerator.num_processes > 1:
+            # gloo's threads need Python's lock to let go of what they have reduced. Sleeping gives it away: without,
+            # a process that ends at once may join threads that wait for its lock, for ever.
+            time.sleep(1)
         self.accelerator.end_training()  # the processes part here
         if not self.main:
             return self.folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedConfig
 
 from icrl_utils.history.episodes import RESET
 from icrl_utils.history.format import HistoryFormat
-from icrl_utils.lake.maps import LakeMap
+from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.adapters import backbone, keep_dtype, never_repack
 from icrl_utils.llama.attention import check_attention
 from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
@@ -91,7 +92,7 @@ class Agent:
     def batch_maps(self) -> int:
         return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         n, self._choice = len(maps), Choice(self.temperature, rngs)
         self._cache = GrowingCache()
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.

@@ -19,7 +19,7 @@ from icrl_utils.lake.maps import LakeMap
 from icrl_utils.paths import ASSETS, ROOT
 from icrl_utils.play.baselines import RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
-from icrl_utils.plots.curves import plot_learning_curves, success_by_policy, trailing_mean
+from icrl_utils.plots.curves import plot_learning_curves, plot_panels, success_by_policy, trailing_mean
 from icrl_utils.plots.lakes import plot_history_tokens, plot_lake, plot_lakes, plot_q_lakes, plot_trajectories
 from icrl_utils.plots.style import POLICY_COLORS, color_of
 from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
@@ -72,6 +72,26 @@ def test_learning_curves_take_records_names_and_arrays_alike(records):
     plain = plot_learning_curves(arrays, schedule="paper", resamples=20)
     assert draws(one) == draws(named) == draws(plain)
     assert success_by_policy(records[0]).keys() == {"random"}
+
+
+def test_panels_show_every_group_once_and_share_colours(records):
+    random, tabular = records
+    panels = {"one": {"agent": np.stack([np.zeros((4, 6)), np.ones((4, 6))])}, "two": records, "three": [tabular]}
+    figure = plot_panels(panels, title="Games", note="6 games", columns=2, resamples=20)
+    shown = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.lines}
+    assert list(shown) == ["one", "two", "three"] and len(figure.axes) == 4 and not figure.axes[3].axison
+    (line,) = shown["one"].lines
+    np.testing.assert_allclose(line.get_ydata(), 0.5)
+    for line, record in zip(shown["two"].lines, records, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), record.success.mean(axis=0))
+        assert to_hex(line.get_color()).upper() == POLICY_COLORS[record.policy].upper()
+    wanted = interval(random.success, resamples=20)
+    band = shown["two"].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(wanted.low.min()) and band.max() == pytest.approx(wanted.high.max())
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["agent", "random", "tabular Q"]
+    assert figure.get_suptitle() == "Games\n6 games; mean and 95 % bootstrap interval over games"
+    assert draws(figure)
 
 
 def test_greedy_curves_have_no_shade_and_no_strip(records):

@@ -288,7 +288,7 @@ def baselines(law: MapDistribution) -> list[Policy]:
 def describe(rows: list[dict]) -> str:
     """A summary as a text table, narrow enough for a notebook: estimates and 95 % intervals, three digits each."""
     metrics = [name for name, value in rows[0].items() if isinstance(value, Interval)]
-    cells = [["{} {}-{}".format(*map(_three_digits, row[name][:3])) for name in metrics] for row in rows]
+    cells = [[_three_numbers(row[name]) for name in metrics] for row in rows]
     widths = [max(15, 1 + max(map(len, column))) for column in zip(*cells, strict=True)]
     lines = []
     for label, line in [("policy", metrics), *zip([row["policy"] for row in rows], cells, strict=True)]:
@@ -296,9 +296,15 @@ def describe(rows: list[dict]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _three_numbers(value: Interval) -> str:
+    """.974 .968-.979, and with a word between them where one is negative: -.050 -.100 to .000"""
+    estimate, low, high = map(_three_digits, value)
+    return f"{estimate} {low}{' to ' if '-' in low + high else '-'}{high}"
+
+
 def _three_digits(x: float) -> str:
     """.003, .974, -.05, 1.00, 10.5"""
-    return f"{x:.3f}".replace("0.", ".", 1) if abs(x) < 0.9995 else f"{x:#.3g}"
+    return f"{x:z.3f}".replace("0.", ".", 1) if abs(x) < 0.9995 else f"{x:#.3g}"
 
 
 def describe_maps(table: Table) -> str:

@@ -115,8 +115,10 @@ def plot_panels(
         ax.axis("off")
     note += ("; " if note else "") + "mean" + (" and 95 % bootstrap interval" if resamples else "") + " over games"
     figure.suptitle(f"{title}\n{note}" if title else note, x=0.02, ha="left", fontsize=10.5)
-    figure.supxlabel("episode of the same game (counted from 0)", fontsize=10)
-    figure.supylabel("success rate", fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("episode on the same game")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("success rate")
     handles = [lines[policy] for policy in policies]
     figure.legend(handles, policies, ncols=min(4, len(policies)), fontsize=8.5, loc="outside lower center")
     return figure

@@ -274,7 +274,7 @@ def test_evaluate_games_in_the_smoke_profile(quick, monkeypatch, capsys):
 
 def test_negative_differences_are_described():
     row = {"policy": "R-max", "lead": Interval(-0.0504, -0.1, 0.0)}
-    assert describe([row]).splitlines()[1] == "R-max                -.050 -.100-.000"
+    assert describe([row]).splitlines()[1] == "R-max                -.050 -.100 to .000"
 
 
 @pytest.fixture

@@ -15,12 +15,20 @@ from matplotlib.text import Annotation, Text
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
+from icrl_utils.lake.games import RelabelledLake, TableGame, key_and_door
 from icrl_utils.lake.maps import LakeMap
 from icrl_utils.paths import ASSETS, ROOT
-from icrl_utils.play.baselines import RandomPolicy, TabularPolicy
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
 from icrl_utils.plots.curves import plot_learning_curves, plot_panels, success_by_policy, trailing_mean
-from icrl_utils.plots.lakes import plot_history_tokens, plot_lake, plot_lakes, plot_q_lakes, plot_trajectories
+from icrl_utils.plots.lakes import (
+    plot_history_tokens,
+    plot_lake,
+    plot_lakes,
+    plot_q_lakes,
+    plot_trajectories,
+    tile_places,
+)
 from icrl_utils.plots.style import POLICY_COLORS, color_of
 from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
 from icrl_utils.statistics import interval
@@ -425,3 +433,36 @@ def test_a_picture_that_lacks_its_text_or_its_shapes_is_told_apart(name, kind):
 def test_every_picture_that_a_notebook_shows_is_there(source):
     for target in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", source.read_text(encoding="utf-8")):
         assert (ROOT / target).is_file(), target
+
+
+# ------------------------------------------------------------------------------------------------------------- games
+
+
+def test_tiles_of_a_lake_lie_on_its_grid_and_those_of_other_games_by_their_distance():
+    np.testing.assert_array_equal(
+        tile_places(LakeMap(("SFG", "FFH"))), [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    )
+    # 0 -> 1 -> goal 2; 3 is a hole, 4 leads nowhere, 5 is never reached
+    game = TableGame("SFGHFF", ((1, 3, 4, 0), (2, 0, 0, 0), (2,) * 4, (3,) * 4, (4,) * 4, (0,) * 4))
+    x, y = tile_places(game).T
+    assert x[4] < x[0] < x[1] < x[2] < x[3] and (y[:5] == 0).all() and np.isnan([x[5], y[5]]).all()
+
+
+def test_a_walk_of_another_game_is_drawn_from_tile_to_tile():
+    game = RelabelledLake(LAKE, np.roll(np.arange(LAKE.n_tiles), 3), (1, 2, 3, 0))
+    walk = rollout(TabularPolicy(1.0), [game], "greedy", episodes=1).episodes(0)[0]
+    ax = plot_trajectories(game, {"first": walk}).axes[0]
+    arrows = [text for text in ax.texts if isinstance(text, Annotation)]
+    assert len(arrows) == walk.steps
+    for arrow, start in zip(arrows, tile_places(game)[list(walk.tiles[:-1])] + 0.5, strict=True):
+        assert np.hypot(*(np.array(arrow.xyann) - start)) < 0.1
+    assert {str(tile) for tile in walk.tiles} <= set(texts(ax))
+
+
+def test_the_picture_of_a_game_with_two_floors_shows_both():
+    game = key_and_door(LAKE, 5)
+    walk = rollout(OraclePolicy(), [game], "greedy", episodes=1).episodes(0)[0]
+    figure = plot_trajectories(game, {"one": walk, "two": walk})
+    assert draws(figure) and len(figure.axes) == 2
+    assert any(int(text) >= LAKE.n_tiles for text in texts(figure.axes[0]) if text.isdigit())
+    assert "5" not in texts(figure.axes[0])  # nobody ever stands on the key downstairs

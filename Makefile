@@ -1,6 +1,7 @@
 # make course        environment, packages, every notebook executed; results in build/notebooks/
 # make lab           environment, packages, JupyterLab
-# make test          environment, packages, test tools, every test
+# make quick         environment, packages, test tools, every test that is not slow: under two minutes on two cores
+# make test          the same and all slow ones: every notebook, whole trainings, a browser, types, the oldest versions
 # make test-newest   every test once more, with the newest versions that requirements.txt allows
 # make lock          the exact versions that all of them install, renewed
 #
@@ -12,6 +13,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
             $(shell $(p) -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $(p))))
 BIN := .venv/bin
 NEWEST := build/newest
+PYTEST := -m pytest -n 2 --dist loadgroup
 STATED := requirements.txt requirements.lock pyproject.toml Makefile
 
 # Our environment knows the folder that it was made in: after a move or a copy it would run the code of another one.
@@ -21,7 +23,7 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: course lab test test-newest lock
+.PHONY: course lab quick test test-newest lock
 
 course: .venv/.course
 	$(BIN)/python -m icrl_utils course
@@ -29,8 +31,11 @@ course: .venv/.course
 lab: .venv/.course
 	$(BIN)/python -m icrl_utils lab
 
+quick: .venv/.test
+	$(BIN)/python $(PYTEST) -q -m "not slow"
+
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or: make course PYTHON=/path/to/python"; exit 1; }
@@ -51,7 +56,7 @@ test-newest: .venv/bin/python
 	$(BIN)/python -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --upgrade --requirement requirements-dev.txt --editable .
 	$(NEWEST)/bin/python -m pip freeze --exclude-editable > build/newest.txt
-	$(NEWEST)/bin/python -m pytest
+	$(NEWEST)/bin/python $(PYTEST)
 
 # One resolution for every supported Python and system; no version is decided by the machine that makes it.
 lock: .venv/bin/python

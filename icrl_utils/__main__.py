@@ -17,8 +17,9 @@ from typing import Any
 
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
+from icrl_utils.ranges import checked_seed
 
-DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab."
+DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab, remake."
 
 
 def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:
@@ -30,7 +31,7 @@ def add_config_options(parser: argparse.ArgumentParser, config_class: type, pref
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         hint, name = hints[field.name], prefix + field.name
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             add_config_options(parser, hint, prefix=f"{name}.")
         elif name != "seed":
             option = "--" + name.replace("_", "-").replace(".", "-")
@@ -87,7 +88,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from icrl_utils.evaluation import experiments
 
     profile = get_profile(args.profile)
-    experiments.draw(experiments.run_experiment(args.experiment, profile=profile, seed=args.seed, write=args.write))
+    table_file = experiments.run_experiment(args.experiment, profile=profile, seed=args.seed, write=args.write)
+    try:
+        experiments.draw(table_file)
+    except OSError as error:  # the work is done and saved
+        print(f"no figure: {error}", file=sys.stderr)
 
 
 def run_remake(args: argparse.Namespace) -> None:
@@ -108,11 +113,12 @@ def run_bench(args: argparse.Namespace) -> None:
 
     calls = (vars(bench) | vars(bench_llama)).items()
     known = {name.removeprefix("bench_").replace("_", "-"): f for name, f in calls if name.startswith("bench_")}
+    seed = checked_seed(args.seed)
     names = list(known) if args.benchmark == "all" else [args.benchmark]
     if not set(names) <= set(known):
         raise ValueError(f"benchmark={args.benchmark!r}: unknown; choose one of {', '.join(known)} or all.")
     for name in names:
-        known[name](profile=get_profile(args.profile), seed=args.seed)
+        known[name](profile=get_profile(args.profile), seed=seed)
 
 
 def run_doctor(args: argparse.Namespace) -> None:

@@ -7,16 +7,14 @@ one GPU. The choice is made by ``--profile`` or the environment variable ``ICRL_
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from icrl_utils.paths import ASSETS
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes and budgets of one way to run the course.
-
-    ``None`` for minutes or memory means: not measured yet.
-    """
+    """Sizes and budgets of one way to run the course."""
 
     name: str
     device: str  # "cpu": runs anywhere; "gpu": needs a CUDA device
@@ -25,15 +23,12 @@ class Profile:
     history: str  # history format: "compact" (tiny Llama) or "paper" (real tokenizers)
     quantization: str | None  # "nf4" or None
     maps: int  # maps played live for a figure
-    episodes: int  # episodes per map in a rollout
     bootstrap: int  # resamples for an interval
     train_tokens: int  # live DQN training in notebook 04 ends after so many tokens,
     train_minutes: float  # or after so much time
     slice_tokens: int  # length of one training slice
     slices: int  # slices per update
-    expected_minutes: float | None  # all notebooks together
-    expected_memory_gb: float | None  # largest process
-    training: Mapping[str, object] = field(default_factory=dict, hash=False)  # fields of the pretrain and train
+    training: Mapping[str, Any] = field(default_factory=dict, hash=False)  # fields of the pretrain and train
     # configs that differ from their defaults, which are those of the shipped runs
 
     @property
@@ -47,25 +42,23 @@ PROFILES = {
     for profile in (
         Profile(
             name="smoke", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
-            maps=8, episodes=30, bootstrap=200, train_tokens=20_000, train_minutes=0.25,
-            slice_tokens=128, slices=4, expected_minutes=None, expected_memory_gb=None,
+            maps=8, bootstrap=200, train_tokens=20_000, train_minutes=0.25, slice_tokens=128, slices=4,
             training={"steps": 6, "slices": 4, "slice_tokens": 128, "warmup": 2, "log_every": 2,
                       "eval_every": 6, "eval_maps": 4, "save_every": 3},
         ),
         Profile(
             name="cpu", device="cpu", base="tiny-llama", adapter="dqn", history="compact", quantization=None,
-            maps=100, episodes=30, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0,
-            slice_tokens=640, slices=10, expected_minutes=14, expected_memory_gb=2,
+            maps=100, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0, slice_tokens=640, slices=10,
         ),
         Profile(
             name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",
-            quantization="nf4", maps=50, episodes=30, bootstrap=2_000, train_tokens=2_000_000, train_minutes=60.0,
-            slice_tokens=4_096, slices=2, expected_minutes=None, expected_memory_gb=None,
+            quantization="nf4", maps=50, bootstrap=2_000, train_tokens=2_000_000, train_minutes=60.0,
+            slice_tokens=4_096, slices=2,
         ),
         Profile(
             name="full", device="gpu", base="meta-llama/Llama-3.1-8B-Instruct", adapter=None, history="paper",
-            quantization="nf4", maps=100, episodes=30, bootstrap=2_000, train_tokens=40_000_000,
-            train_minutes=24 * 60.0, slice_tokens=4_096, slices=10, expected_minutes=None, expected_memory_gb=None,
+            quantization="nf4", maps=100, bootstrap=2_000, train_tokens=40_000_000,
+            train_minutes=24 * 60.0, slice_tokens=4_096, slices=10,
         ),
     )
 }  # fmt: skip

@@ -35,6 +35,14 @@ def real_number(name: str, value: Any, low: float = -math.inf, high: float = mat
     return float(value)
 
 
+def positive_number(name: str, value: Any, high: float = math.inf) -> float:
+    """``value`` as a float. Raises ValueError unless it is a finite number above 0, and at most ``high``."""
+    if real_number(name, value, high=high) <= 0:
+        up_to = "" if math.isinf(high) else f", at most {high}"
+        raise ValueError(f"{name}={value!r}: pass a number above 0{up_to}.")
+    return float(value)
+
+
 def checked_seed(seed: Any, name: str = "seed") -> int:
     return whole_number(name, seed, 0, 2**64 - 1)
 

@@ -76,14 +76,6 @@ def interval(
     return Interval(estimate, low, high)
 
 
-def regret(return_: np.ndarray, oracle_return: np.ndarray) -> np.ndarray:
-    """float64 [n, E]: what was lost up to each episode against the oracle that met the same luck.
-
-    R_e = sum over k <= e of (oracle's return in episode k - return in episode k).
-    """
-    return np.cumsum(np.asarray(oracle_return, float) - np.asarray(return_, float), axis=1)
-
-
 def episodes_to_first_success(success: np.ndarray) -> np.ndarray:
     """int64 [n]: 1 if the first episode succeeded, ...; E + 1 (a lower bound) where none of E episodes did."""
     success = np.asarray(success, bool)

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 import icrl_utils
 from icrl_utils import paths, versions
 from icrl_utils.__main__ import add_config_options, build_parser, main, make_config
+from icrl_utils.course import doctor
+from icrl_utils.evaluation import experiments
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.tools.build_notebooks import setup_cell
@@ -78,6 +80,7 @@ def test_help_answers_without_torch():
 
 @pytest.mark.parametrize("level", ["1", "2"])
 @pytest.mark.parametrize("command, wanted", [("--help", "In-context reinforcement learning"), ("doctor", "held-out")])
+@pytest.mark.slow
 def test_commands_work_without_asserts_and_docstrings(command, wanted, level):
     """PYTHONOPTIMIZE=2 takes docstrings away, from this package and from those that it imports."""
     call = [sys.executable, "-m", "icrl_utils", command]
@@ -86,6 +89,7 @@ def test_commands_work_without_asserts_and_docstrings(command, wanted, level):
     assert wanted in done.stdout
 
 
+@pytest.mark.slow
 def test_a_command_that_needs_the_docstrings_of_libraries_has_them():
     call = [sys.executable, "-OO", "-m", "icrl_utils", "evaluate", "nope"]
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
@@ -166,6 +170,37 @@ def test_doctor_names_versions_device_and_assets(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in ("python", "torch", "transformers", "cpu", "memory", "gpu", "compiler", "held-out maps"):
         assert any(line[2:].startswith(name) for line in lines)
+
+
+def test_records_that_were_made_are_kept_where_no_figure_can_be(monkeypatch, tmp_path, capsys):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiments, "run_experiment", lambda *_, **__: tmp_path / "in_distribution.csv.gz")
+    monkeypatch.setattr(experiments, "draw", no_space)
+    assert main(["evaluate", "in_distribution"]) == 0
+    assert "no figure: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_a_bench_names_a_seed_that_cannot_be(seed, capsys):
+    assert main(["bench", "env", f"--seed={seed}"]) == 1
+    assert f"seed={seed}" in capsys.readouterr().err
+
+
+def test_doctor_finds_what_was_altered_in_the_assets(monkeypatch, tmp_path):
+    for name in ("dqn", "dqn-seed1", "dqn-seed2"):
+        shutil.copytree(ROOT / "assets" / "adapters" / name, tmp_path / name)
+    monkeypatch.setattr(doctor, "ASSETS", tmp_path)
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    config = tmp_path / "dqn" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 64', '"lora_alpha": 65'))
+    (tmp_path / "dqn-seed1" / "run.json").write_text("")
+    found = {name: state for name, state, fine in doctor._assets() if not fine}
+    assert found["dqn"] == "config altered; restore it with git checkout"
+    assert "run.json is damaged" in found["dqn-seed1"] and set(found) == {"dqn", "dqn-seed1"}
+    (tmp_path / "dqn-seed2" / "adapter_model.safetensors").write_bytes(b"")
+    assert ("dqn-seed2", "weights missing or altered; restore it with git checkout", False) in doctor._assets()
 
 
 def test_doctor_marks_what_needs_attention(capsys, monkeypatch):

@@ -26,7 +26,7 @@ from icrl_utils.play.rollout import rollout
 from icrl_utils.statistics import interval
 from icrl_utils.tools.build_notebooks import sources
 from icrl_utils.training.configs import TrainConfig
-from icrl_utils.training.runs import learning_rate_factor
+from icrl_utils.training.optimizers import learning_rate_factor
 
 COMPACT = HistoryFormat("compact")
 PAPER_TOKENIZER = make_paper_tokenizer()

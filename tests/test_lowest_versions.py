@@ -33,6 +33,7 @@ def every_library(python, names):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_course_works_with_the_lowest_versions(tmp_path):
     """In an environment laid over this one, from which come torch and whatever else fits."""
     environment = tmp_path / "old"

@@ -37,6 +37,11 @@ CARD = {  # row of the card -> what must stand in it
     "Downloads": r"\w+",
 }
 each_source = pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
+executed_source = pytest.mark.parametrize(  # a notebook's folder in build/ is one: never two workers in it at once
+    "source",
+    [pytest.param(path, marks=pytest.mark.xdist_group(path.stem)) for path in sources()],
+    ids=lambda path: path.stem,
+)
 
 
 def visible(notebook):
@@ -103,7 +108,8 @@ def assert_checks_say(verdict, notebook):
             assert lines and all(line.startswith(verdict) for line in lines), (cell.source, lines)
 
 
-@each_source
+@executed_source
+@pytest.mark.slow
 def test_every_cell_runs_and_the_checks_know_a_stub(source):
     notebook = build(source)
     execute(notebook, SMOKE, source.stem, progress=False)
@@ -122,7 +128,8 @@ def twice(notebook):
     return notebook
 
 
-@each_source
+@executed_source
+@pytest.mark.slow
 def test_every_cell_runs_twice_in_a_row_and_the_checks_know_a_solution(source):
     notebook = twice(build(source, solved=True))
     execute(notebook, SMOKE, source.stem, progress=False)
@@ -257,8 +264,8 @@ PLOTTING = """\
 
 # %%
 {before}
-from icrl_utils.lake import DEFAULT_MAP
-from icrl_utils.plots import plot_lake
+from icrl_utils.lake.maps import DEFAULT_MAP
+from icrl_utils.plots.lakes import plot_lake
 
 # %%
 plot_lake(
@@ -289,7 +296,7 @@ def test_the_course_shows_its_pictures_whatever_backend_the_caller_has(course_of
 
 def test_a_course_without_a_picture_where_one_belongs_has_failed(course_of_one, capsys):
     with pytest.raises(RuntimeError, match=r"98_plotting: cell 3 ends with plot_lake\(\.\.\.\), and shows no picture"):
-        course_of_one(before="import matplotlib; matplotlib.use('agg')")
+        course_of_one(before="get_ipython().display_formatter.formatters['image/png'].type_printers.clear()")
     assert "notebooks ran" not in capsys.readouterr().out
 
 

@@ -70,7 +70,7 @@ def test_files_named_in_the_readme_exist():
 
 @pytest.mark.parametrize(("column", "experiment"), enumerate(["in_distribution", "out_of_distribution"]))
 def test_the_figures_in_the_readme_are_those_of_the_shipped_records(column, experiment):
-    table = experiments.read_csv(experiments.results_path(experiment))
+    table = experiments.read_table(experiments.results_path(experiment))
     measured = {row["policy"]: row["success"] for row in experiments.summary(table)}
     figures = r"([\d.]+ \([\d.]+ to [\d.]+\)) \| " * 2
     shown = re.findall(rf"^\| \**([\w -]+?)\** \| {figures}", README, flags=re.MULTILINE)
@@ -185,6 +185,7 @@ def test_one_version_everywhere():
     assert project["version"] == icrl_utils.__version__ == build_notebooks.RELEASE.removeprefix("v")
 
 
+@pytest.mark.slow
 def test_public_names_load_and_stay_what_they_are():
     """The package's rollout is the function, also after the module of that name was imported."""
     code = "import icrl_utils.play.rollout; from icrl_utils import *; print(callable(rollout), callable(load_agent))"
@@ -195,6 +196,13 @@ def test_public_names_load_and_stay_what_they_are():
 def test_ruff_is_content_notebooks_included():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_mypy_is_content():
+    """Strict where pyproject.toml says so, without errors elsewhere."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_record_beside_the_base_is_that_of_its_first_stage():

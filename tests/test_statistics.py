@@ -6,7 +6,6 @@ import pytest
 from icrl_utils.statistics import (
     episodes_to_first_success,
     interval,
-    regret,
     repeat_deaths,
     retention,
     shortest_path_rate,
@@ -17,12 +16,6 @@ SUCCESS = np.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 def test_success_by_episode():
     np.testing.assert_allclose(interval(SUCCESS).estimate, [1 / 3, 2 / 3, 2 / 3, 1 / 3, 2 / 3])
-
-
-def test_regret():
-    oracle = np.ones((3, 5))
-    oracle[1, :2] = 0  # forced random moves can kill an oracle as well
-    np.testing.assert_array_equal(regret(SUCCESS, oracle), [[1, 1, 1, 2, 2], [0, 0, 1, 2, 3], [0, 0, 0, 0, 0]])
 
 
 def test_episodes_to_first_success():

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ class Answer:
     """
 
     asked: str
-    value: object
+    value: Any
 
     def number(self) -> float:
         """One finite number, from Python, NumPy or torch."""
@@ -204,9 +205,10 @@ def _finite(asked: str, number: object) -> float:
 
 
 def _whole(asked: str, number: object) -> int:
-    if _finite(asked, number) != int(number):
+    value = _finite(asked, number)
+    if value != int(value):
         raise Wrong(asked, show(number), "a whole number", "Divide with `//`, not with `/`, where things are counted.")
-    return int(number)
+    return number if isinstance(number, int) else int(value)
 
 
 # --------------------------------------------------------------------------------------------------------- comparing

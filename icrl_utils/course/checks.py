@@ -447,7 +447,7 @@ def _td_facts(given: np.ndarray, wanted: Tensor, online, target, reward, over, g
 @student_check
 def check_gets_target(gets_target: Callable[[list], list[bool]], seed: int) -> str:
     """gets_target(outcomes of the steps after the decisions of a slice) -> may each decision be learned from?"""
-    cases = [
+    cases: list[tuple[list[str | None], list[bool], str]] = [
         ([None, "goal", None, "hole", None], [True, True, True, True, False], "The last decision's successor lies "
          "beyond the slice: there is nothing to bootstrap from, and r = 0 alone would be false."),
         ([None, None, "goal"], [True, True, True], "The slice ends with a goal: there the reward is the whole truth, "
@@ -577,10 +577,8 @@ def check_rate_factor(rate_factor: Callable[[int, int, int], float], seed: int) 
             (np.cos(np.pi / 2 * progress), f"This is a quarter of a wave; it arrives at 0 in full speed. {half}"),
             (np.ones(len(x)), "It does not fall: after the warm-up comes half a cosine wave down to 0."),
         ]  # fmt: skip
-        wanted, *mistakes = (
-            np.concatenate([stairs, fall]) for fall in [_half_cosine(progress), *(f for f, _ in falls)]
-        )
-        named = zip(mistakes, [advice for _, advice in falls], strict=True)
+        wanted = np.concatenate([stairs, _half_cosine(progress)])
+        named = [(np.concatenate([stairs, fall]), advice) for fall, advice in falls]
         otherwise = f"After the warm-up: (1 + cos(pi * p)) / 2 with p from 0 at step {warmup} to 1 at step {steps}."
         compare_numbers(asked, rate, wanted, named, otherwise, tolerance=1e-6)
     return "five schedules: stairs up to 1, then half a cosine that ends at 0."

@@ -1,7 +1,5 @@
 """What a bug report needs: versions, device, memory, compiler and the state of the assets."""
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -12,7 +10,7 @@ import psutil
 
 from icrl_utils import versions
 from icrl_utils.lake.held_out import held_out_maps
-from icrl_utils.paths import ASSETS, ROOT
+from icrl_utils.paths import ASSETS, ROOT, config_sha256, file_sha256, read_json
 from icrl_utils.profiles import get_profile
 
 Finding = tuple[str, str, bool]  # name, what was found, and whether it is as it should be
@@ -27,7 +25,7 @@ def report(profile: str | None = None) -> str:
 
 def _packages() -> Iterator[Finding]:
     for package in versions.packages():
-        yield package.requirement.name, str(package) if package.fault else package.installed, package.fault is None
+        yield package.requirement.name, str(package if package.fault else package.installed), package.fault is None
 
 
 def _hardware() -> Iterator[Finding]:
@@ -67,7 +65,7 @@ def _profile(name: str | None) -> Finding:
 
 
 def _assets() -> Iterator[Finding]:
-    """The held-out maps, and the weights beside every run.json against the sha256 that stands in it."""
+    """The held-out maps, and weights and config beside every run.json against the sha256 that stand in it."""
     try:
         held_out_maps("in_distribution")
         yield "held-out maps", "unaltered", True
@@ -77,8 +75,17 @@ def _assets() -> Iterator[Finding]:
     if not runs:
         yield "weights", f"none found in {ASSETS.name}/: run from a clone of the repository", False
     for run in runs:
-        wanted = json.loads(run.read_text(encoding="utf-8"))["sha256"]
-        found = [hashlib.sha256(weights.read_bytes()).hexdigest() for weights in run.parent.glob("*model.safetensors")]
-        fine = found == [wanted]
-        state = "unaltered" if fine else "weights missing or altered; restore them with git checkout"
-        yield run.parent.relative_to(ROOT).as_posix(), state, fine
+        fault = _fault(run)
+        state = f"{fault}; restore it with git checkout" if fault else "unaltered"
+        yield run.parent.relative_to(ROOT).as_posix(), state, not fault
+
+
+def _fault(run: Path) -> str | None:
+    """What is wrong with the folder of a run.json, None where it is as it was written."""
+    try:
+        wanted = read_json(run, "sha256", "config_sha256")
+        if [file_sha256(weights) for weights in run.parent.glob("*model.safetensors")] != [wanted["sha256"]]:
+            return "weights missing or altered"
+        return None if config_sha256(run.parent) == wanted["config_sha256"] else "config altered"
+    except (ValueError, OSError) as error:
+        return str(error)

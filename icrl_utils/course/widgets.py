@@ -11,13 +11,14 @@ import html
 import io
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
 from icrl_utils.history.compact import COMPACT_TILES
-from icrl_utils.history.episodes import OUTCOMES, Episode
+from icrl_utils.history.episodes import OUTCOMES, Episode, Outcome
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.env import STEP_LIMIT
 from icrl_utils.lake.maps import ACTIONS, LakeMap, TileGame
@@ -127,7 +128,8 @@ def learning_curve_explorer(curves: Mapping[str, Curves] | Curves, resamples: in
         resamples: bootstrap samples for a band; fewer than in a printed figure, so that it answers at once.
     """
     one_schedule = not isinstance(curves, Mapping) or any(isinstance(v, Records | np.ndarray) for v in curves.values())
-    return LearningCurveExplorer({"as played": curves} if one_schedule else curves, resamples)
+    schedules = {"as played": curves} if one_schedule else curves
+    return LearningCurveExplorer(cast(Mapping[str, Curves], schedules), resamples)
 
 
 def _epsilon(group: Curves, name: str) -> np.ndarray | str | None:
@@ -157,7 +159,8 @@ class Game:
         self.lake_map, self.starts = lake_map, starts
         self._rng = np.random.default_rng(0)  # where moves slip
         self.episodes: list[Episode] = []  # those that have ended
-        self._tiles, self._actions = [starts[0]], []
+        self._tiles = [starts[0]]
+        self._actions: list[int] = []
 
     @property
     def over(self) -> bool:
@@ -181,7 +184,7 @@ class Game:
         tile = int(self.lake_map.next_tile[self.tile, happening])
         self._tiles.append(tile)
         self._actions.append(action)
-        outcome = None
+        outcome: Outcome | None = None
         if tile in self.lake_map.goals:
             outcome = "goal"
         elif tile in self.lake_map.holes:
@@ -211,7 +214,7 @@ class PlayAgainstAgent(ipywidgets.VBox):
         self.records = records
         self._noun = "lake" if isinstance(lake_map, LakeMap) else "game"
         self.opponent = records.episodes(0)
-        self.game = Game(lake_map, [episode.tiles[0] for episode in self.opponent])
+        self.game = Game(lake_map, records.tiles[0, :, 0].tolist())
         self.buttons = {
             action: ipywidgets.Button(
                 description=f"{ARROWS[action]} {action}", layout=ipywidgets.Layout(width="7em", height="3em")

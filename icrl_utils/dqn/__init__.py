@@ -1,1 +1,4 @@
-"""Lesson 03: replay, and the DQN step."""
+"""Lesson 03: replay, and the DQN step.
+
+Files in the order of reading: `replay`, `dqn`.
+"""

@@ -21,8 +21,6 @@ from icrl_utils.dqn.replay import Batch
 from icrl_utils.llama.adapters import target_network
 from icrl_utils.llama.readout import QReadout
 
-LOSSES = ("bce", "mse")
-
 
 def q_and_targets(
     net: nn.Module,

@@ -11,7 +11,7 @@ Everything here is a pure function of its arguments and the random generator it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,16 +158,16 @@ class SliceSource:
         if not isinstance(maps, MapDistribution):
             reject_held_out(maps)
         self.maps, self.behaviour, self.crossing = maps, behaviour, crossing
-        self.cut = {"order": order, "quality": quality, "relabel": relabel}
+        self.cut: dict[str, Any] = {"order": order, "quality": quality, "relabel": relabel}
         self.history = HistoryFormat("compact") if history is None else history
-        if self.history.min_step_tokens is None:
+        if not self.history.min_step_tokens:
             raise ValueError("history has no tokenizer: pass HistoryFormat('paper', tokenizer), or leave it out.")
 
     def slices(self, n: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [n, tokens], from ``n`` sets."""
         n, tokens = whole_number("n", n, 1), whole_number("tokens", tokens, 1)
-        steps = -(-tokens // self.history.min_step_tokens)
-        play = collect(self._draw_maps(n, rng), self.behaviour, rng, min_tokens=2 * steps)
+        maps, step_tokens = self._draw_maps(n, rng), self.history.min_step_tokens
+        play = collect(maps, self.behaviour, rng, min_tokens=tokens, step_tokens=step_tokens)
         buffer = ReplayBuffer(play, self.history)
         if self.crossing:
             return buffer.crossing_slices(n, tokens, rng, **self.cut)
@@ -180,7 +180,7 @@ class SliceSource:
 
 
 class Batch(NamedTuple):
-    """What one optimizer step sees; B slices, T tokens, D decisions, K observations. See history.Decisions."""
+    """What one optimizer step sees: B slices of T tokens with D decisions, see `history.episodes.Decisions`."""
 
     ids: torch.Tensor  # int64 [B, T]
     position: torch.Tensor  # int64 [B, D]
@@ -190,7 +190,7 @@ class Batch(NamedTuple):
     has_target: torch.Tensor  # bool [B, D]
     tile: torch.Tensor  # int64 [B, D], where the agent stands; -1 where the slice does not tell
 
-    def to(self, device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         return Batch(*(x.to(device, non_blocking=True) for x in self))
 
     def parts(self, size: int) -> Iterator[Batch]:

@@ -1,1 +1,4 @@
-"""Lessons 06 and 07: experiments, their tables and figures, and what an agent knows."""
+"""Lesson 05: experiments, their tables and figures, and what an agent knows.
+
+Files in the order of reading: `experiments`, `calibration`.
+"""

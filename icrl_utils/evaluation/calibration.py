@@ -18,31 +18,31 @@ from icrl_utils.llama.agent import Agent
 from icrl_utils.play.baselines import RandomPolicy
 from icrl_utils.play.rollout import rollout
 
-GOAL, HOLE = -1, -2  # where an edge of the known graph leads, if not to a tile on which play goes on
-Graph = dict[tuple[int, int], int]  # (tile, action) -> tile, GOAL or HOLE
+TO_GOAL, TO_HOLE = -1, -2  # graph ends: where an edge leads, if not to a tile on which play goes on
+Graph = dict[tuple[int, int], int]  # (tile, action) -> tile, TO_GOAL or TO_HOLE
 
 
 def known_graph(episodes: Sequence[Episode]) -> Graph:
     """The edges that ``episodes`` show. A last step that was cut off counts: its tile is a real one, if it is told."""
-    ends = {"goal": GOAL, "hole": HOLE}
-    graph = {}
+    ends: dict[str | None, int] = {"goal": TO_GOAL, "hole": TO_HOLE}
+    graph: Graph = {}
     for episode in episodes:
-        for t, action in enumerate(episode.actions):
-            is_last = t == episode.steps - 1
-            after = ends.get(episode.outcome, episode.tiles[t + 1]) if is_last else episode.tiles[t + 1]
-            if after is not None:
-                graph[episode.tiles[t], action] = after
+        for t, (tile, action) in enumerate(zip(episode.tiles[:-1], episode.actions, strict=True), start=1):
+            after = ends.get(episode.outcome) if t == episode.steps else None
+            after = episode.tiles[t] if after is None else after
+            if tile is not None and after is not None:
+                graph[tile, action] = after
     return graph
 
 
 def moves_to_goal(graph: Graph) -> dict[int, int]:
     """For every tile from which a goal is known to be reachable, the moves of the shortest known way."""
-    distance, frontier = {GOAL: 0}, [GOAL]
+    distance, frontier = {TO_GOAL: 0}, [TO_GOAL]
     while frontier:
         before = {tile for (tile, _), after in graph.items() if after in frontier and tile not in distance}
         distance |= {tile: distance[frontier[0]] + 1 for tile in before}
         frontier = list(before)
-    del distance[GOAL]
+    del distance[TO_GOAL]
     return distance
 
 
@@ -56,9 +56,9 @@ def edge_kind(graph: Graph, tile: int, action: int, gamma: float) -> tuple[str, 
     after = graph.get((tile, action))
     if after is None:
         return "never tried", np.nan
-    if after == HOLE:
+    if after == TO_HOLE:
         return "seen hole", 0.0
-    moves = 1 if after == GOAL else 1 + distance[after] if after in distance else None
+    moves = 1 if after == TO_GOAL else 1 + distance[after] if after in distance else None
     if after == tile:
         return "wall", 0.0
     if moves is None:
@@ -87,23 +87,23 @@ def known_graph_values(
     for i in range(len(maps)):
         past = played.episodes(i)
         graph = known_graph(past)
-        for way in _ways(graph, past[-1].tiles[0]):
+        for tile, way in _ways(graph, int(played.tiles[i, -1, 0])).items():
             q = agent.q_values(agent.format.render([*past, way]))
             for action, value in enumerate(q):
-                kind, exact = edge_kind(graph, way.tiles[-1], action, gamma)
-                row = {"policy": agent.name, "map": i, "tile": way.tiles[-1], "action": ACTIONS[action], "kind": kind}
+                kind, exact = edge_kind(graph, tile, action, gamma)
+                row = {"policy": agent.name, "map": i, "tile": tile, "action": ACTIONS[action], "kind": kind}
                 rows.append(row | {"q": float(value), "exact": float(exact)})
     return sorted(rows, key=lambda row: KINDS.index(row["kind"]))
 
 
-def _ways(graph: Graph, start: int) -> list[Episode]:
-    """The shortest known way from ``start`` to every known tile, as the beginning of an episode."""
+def _ways(graph: Graph, start: int) -> dict[int, Episode]:
+    """Known tile -> the shortest known way there from ``start``, as the beginning of an episode."""
     ways, queue = {start: Episode((start,), ())}, deque([start])
     while queue:
         tile = queue.popleft()
         for action in range(len(ACTIONS)):
-            after = graph.get((tile, action), HOLE)
+            after = graph.get((tile, action), TO_HOLE)
             if after >= 0 and after not in ways:
                 ways[after] = Episode((*ways[tile].tiles, after), (*ways[tile].actions, action))
                 queue.append(after)
-    return list(ways.values())
+    return ways

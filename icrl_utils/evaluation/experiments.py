@@ -1,7 +1,8 @@
-"""One function per experiment; each lets policies play the same maps with the same luck and returns one tidy table.
+"""The experiments, their tables on disk, and the summaries and figures drawn from them.
 
-A table is a dict of equally long columns, one row per policy, training seed, map and episode (see ``COLUMNS``); a table
-of several laws of games has a column ``law`` before them. ``EXPERIMENTS`` lists all experiments. The shipped tables in
+One function an experiment: it lets policies play the same maps with the same luck and returns one tidy table, a dict
+of equally long columns with one row per policy, training seed, map and episode (see ``COLUMNS``); a table of several
+laws of games has a column ``law`` before them. ``EXPERIMENTS`` lists all experiments. The shipped tables in
 ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
 """
 
@@ -22,7 +23,7 @@ from icrl_utils.lake.games import GAMES
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, MapDistribution, TileGame
 from icrl_utils.llama.agent import load_agent
-from icrl_utils.paths import ASSETS, BUILD, atomically
+from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
@@ -106,7 +107,7 @@ def compare(
     """``rollout`` of every policy on the same maps, schedule and seed, as one table."""
     if not isinstance(policies, Sequence) or not policies:
         raise ValueError(f"policies={policies!r}: pass a list of at least one policy, for example [RandomPolicy()].")
-    parts = []
+    parts: list[Table] = []
     for policy in policies:
         records = rollout(policy, maps, schedule, seed, episodes, progress=progress)
         shape = (n, played) = records.success.shape
@@ -206,22 +207,15 @@ def summary_of_law(table: Table) -> list[dict]:
     ]
 
 
-def write_csv(path: str | Path, table: Table) -> None:
-    """Write a table, gzipped where ``path`` ends in .gz. An old file stays whole until the new one is complete."""
-    path = Path(path)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def write_table(path: str | Path, table: Table) -> None:
+    """Write a table as csv, gzipped where ``path`` ends in .gz."""
     kinds = COLUMNS_WITH_LAW if "law" in table else COLUMNS
-    writer.writerow(kinds)
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in kinds.items()]
-    writer.writerows(zip(*columns, strict=True))
-    data = text.getvalue().encode()
-    with atomically(path) as part:  # mtime: the same table gives the same file
-        part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    write_csv(path, (dict(zip(kinds, row, strict=True)) for row in zip(*columns, strict=True)), list(kinds))
 
 
-def read_csv(path: str | Path) -> Table:
-    """A table as ``write_csv`` wrote it."""
+def read_table(path: str | Path) -> Table:
+    """A table as ``write_table`` wrote it."""
     path = Path(path)
     if not path.exists():
         name, write = path.name.removesuffix(".gz").removesuffix(".csv"), " --write" * path.is_relative_to(ASSETS)
@@ -258,14 +252,15 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     if profile.adapter is None:
         raise ValueError(
             f"profile={profile.name!r} ships no trained adapter to evaluate; use --profile cpu, or train one and call "
-            f"icrl_utils.experiments.{name}([load_agent(FOLDER)])."
+            f"icrl_utils.evaluation.experiments.{name}([load_agent(FOLDER)])."
         )
+    path = results_path(name, (ASSETS if write else BUILD) / "results")
+    check_writable(path.parent, "results")
     experiment = EXPERIMENTS[name]
     policies = [*shipped_agents(profile.adapter), *baselines(experiment.law)]
     maps = experiment.maps(profile.maps if is_smoke else None)
     table = experiment.play(policies, maps, seed=seed, progress=True)
-    path = results_path(name, (ASSETS if write else BUILD) / "results")
-    write_csv(path, table)
+    write_table(path, table)
     print(experiment.describe(table))
     print(f"written: {path}")
     return path
@@ -281,7 +276,7 @@ def shipped_agents(adapter: str) -> list[Policy]:
 
 def baselines(law: MapDistribution) -> list[Policy]:
     """Fresh ones; only posterior sampling knows the ``law`` that the maps come from."""
-    learners = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
+    learners: list[Policy] = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
     return [RandomPolicy(), *learners, OraclePolicy()]
 
 
@@ -298,7 +293,7 @@ def describe(rows: list[dict]) -> str:
 
 def _three_numbers(value: Interval) -> str:
     """.974 .968-.979, and with a word between them where one is negative: -.050 -.100 to .000"""
-    estimate, low, high = map(_three_digits, value)
+    estimate, low, high = (_three_digits(float(x)) for x in value)
     return f"{estimate} {low}{' to ' if '-' in low + high else '-'}{high}"
 
 
@@ -383,7 +378,7 @@ def draw(table_file: Path) -> Path:
     name = table_file.name.split(".")[0]
     picture = table_file.parent.parent / "figures" / f"{name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    plot_experiment(read_csv(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
+    plot_experiment(read_table(table_file), name).savefig(picture, dpi=110, metadata={"Software": None})
     print(f"written: {picture}")
     return picture
 

@@ -10,16 +10,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from icrl_utils.history.episodes import GOAL, OUTCOMES, RESET, RUNNING, Decisions, Episode, pack_decisions
+from icrl_utils.history.episodes import (
+    ENDS,
+    GOAL,
+    OUTCOMES,
+    RESET,
+    RUNNING,
+    Decisions,
+    Episode,
+    Outcome,
+    pack_decisions,
+)
+from icrl_utils.history.text import Tokenizer
 from icrl_utils.lake.maps import ACTIONS
 
 COMPACT_TILES = 64  # maps up to 8 x 8
-COMPACT_WORDS = [*map(str, range(COMPACT_TILES)), *ACTIONS, *OUTCOMES[1:], "reset"]  # a word's index is its id
+COMPACT_WORDS = [*map(str, range(COMPACT_TILES)), *ACTIONS, *ENDS, "reset"]  # a word's index is its id
 _ID = {word: i for i, word in enumerate(COMPACT_WORDS)}
-_FIRST_ACTION, _FIRST_OUTCOME = _ID[ACTIONS[0]], _ID[OUTCOMES[GOAL]]
+_FIRST_ACTION, _FIRST_OUTCOME = _ID[ACTIONS[0]], _ID[ENDS[0]]
 
 _KIND = {word: "a tile number" for word in COMPACT_WORDS[:COMPACT_TILES]}
-_KIND |= {word: "an action" for word in ACTIONS} | {word: "goal, hole or limit" for word in OUTCOMES[1:]}
+_KIND |= {word: "an action" for word in ACTIONS} | {word: "goal, hole or limit" for word in ENDS}
 _KIND["reset"] = "reset"
 _FOLLOWERS = {
     "reset": ("a tile number",),
@@ -34,11 +45,11 @@ class CompactText:
 
     separator = " "
     vocab_size = len(COMPACT_WORDS)
-    action_ids = np.arange(_FIRST_ACTION, _FIRST_OUTCOME)
+    action_ids: np.ndarray = np.arange(_FIRST_ACTION, _FIRST_OUTCOME)
     min_step_tokens = 2
-    observation_header = None
+    observation_header: np.ndarray | None = None
 
-    def __init__(self, tokenizer=None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
         if tokenizer is not None and [tokenizer.get_vocab().get(w) for w in COMPACT_WORDS] != [*_ID.values()]:
             raise ValueError(
                 f"tokenizer with {len(tokenizer)} tokens does not number the compact words as COMPACT_WORDS "
@@ -60,7 +71,9 @@ class CompactText:
     def parse(self, text: str) -> list[Episode]:
         self.tokenize(text)
         episodes: list[Episode] = []
-        tiles, actions, outcome = [], [], None
+        tiles: list[int | None] = []
+        actions: list[int] = []
+        outcome: Outcome | None = None
         previous = "reset"
         for i, word in enumerate(text.split()):
             kind = _KIND[word]
@@ -72,16 +85,16 @@ class CompactText:
             elif kind == "an action":
                 actions.append(_ID[word] - _FIRST_ACTION)
             elif kind == "reset":
-                episodes.append(Episode(tiles, actions, outcome))
+                episodes.append(Episode(tuple(tiles), tuple(actions), outcome))
                 tiles, actions, outcome = [], [], None
             else:
-                outcome = word
+                outcome = OUTCOMES[_ID[word] - _FIRST_OUTCOME + GOAL]
                 tiles.append(None)
             previous = kind
         if tiles:
             if len(tiles) == len(actions):
                 tiles.append(None)
-            episodes.append(Episode(tiles, actions, outcome))
+            episodes.append(Episode(tuple(tiles), tuple(actions), outcome))
         return episodes
 
     def tokenize(self, text: str) -> np.ndarray:
@@ -138,7 +151,7 @@ class CompactText:
         return np.take_along_axis(ids, position, axis=1)  # Q is read at the tile itself, whose id is its number
 
 
-def _reject_tile(tile) -> None:
+def _reject_tile(tile: object) -> None:
     raise ValueError(
         f"tile {tile} is not in the compact vocabulary, 0..{COMPACT_TILES - 1}: maps larger than 8 x 8 do not fit "
         "the tiny Llama; use a smaller map, or HistoryFormat('paper', tokenizer) with a real Llama"

@@ -10,7 +10,9 @@ import numpy as np
 from icrl_utils.lake.maps import ACTIONS
 from icrl_utils.ranges import whole_numbers
 
-OUTCOMES = (None, "goal", "hole", "limit")  # how a step ends; the index is the outcome's code in arrays
+Outcome = Literal["goal", "hole", "limit"]
+ENDS: tuple[Outcome, ...] = ("goal", "hole", "limit")
+OUTCOMES = (None, *ENDS)  # how a step ends; the index is the outcome's code in arrays
 RUNNING, GOAL, HOLE, LIMIT = range(4)
 RESET = 4  # in arrays of actions: not an action, but the beginning of an episode
 
@@ -19,6 +21,10 @@ RESET = 4  # in arrays of actions: not an action, but the beginning of an episod
 class Episode:
     """One episode: ``tiles[t]`` is where the agent stood before ``actions[t]``, ``tiles[-1]`` where it ended.
 
+    For reading and writing single histories, so it is checked, may still be running, and may lack its last tile. What
+    was played in bulk is kept in arrays instead, of equally many episodes a map (``play.rollout.Records``, whose
+    ``episodes`` are these) or of any number (``play.collect.Play``, which becomes tokens without them).
+
     ``outcome`` None means that the episode is still running (or was cut off). The last tile is None where the
     text does not tell it: in ``compact`` the outcome stands in its place; in a running episode the last action
     may not have been answered yet.
@@ -26,12 +32,11 @@ class Episode:
 
     tiles: tuple[int | None, ...]
     actions: tuple[int, ...]
-    outcome: Literal["goal", "hole", "limit"] | None = None
+    outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
-        tiles, told = list(self.tiles), [tile for tile in self.tiles if tile is not None]
-        told = iter(whole_numbers("tiles", told).tolist())
-        object.__setattr__(self, "tiles", tuple(None if tile is None else next(told) for tile in tiles))
+        told = iter(whole_numbers("tiles", [tile for tile in self.tiles if tile is not None]).tolist())
+        object.__setattr__(self, "tiles", tuple(None if tile is None else next(told) for tile in self.tiles))
         object.__setattr__(self, "actions", tuple(whole_numbers("actions", list(self.actions)).tolist()))
         if len(self.tiles) != len(self.actions) + 1:
             raise ValueError(
@@ -77,13 +82,22 @@ class Decisions(NamedTuple):
     valid: np.ndarray  # bool: False is padding
 
 
-def pack_decisions(shape: tuple[int, int], row, *, position, action, reward, terminated, has_target) -> Decisions:
+def pack_decisions(
+    shape: tuple[int, int],
+    row: np.ndarray,
+    *,
+    position: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    has_target: np.ndarray,
+) -> Decisions:
     """Spread the values [N] of N decisions, sorted by their ``row`` [N], over arrays of ``shape`` [B, D]."""
     counts = np.bincount(row, minlength=shape[0])
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-    def spread(values, dtype) -> np.ndarray:
-        array = np.zeros(shape, dtype=dtype)
+    def spread(values: np.ndarray, dtype: type) -> np.ndarray:
+        array: np.ndarray = np.zeros(shape, dtype=dtype)
         array[row, column] = values
         return array
 
@@ -93,5 +107,5 @@ def pack_decisions(shape: tuple[int, int], row, *, position, action, reward, ter
         reward=spread(reward, np.float32),
         terminated=spread(terminated, bool),
         has_target=spread(has_target, bool),
-        valid=spread(True, bool),
+        valid=spread(np.ones(len(row), bool), bool),
     )

@@ -11,21 +11,24 @@ found in their tokens: the positions whose next token is an action word. There, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from icrl_utils.history.compact import CompactText
 from icrl_utils.history.episodes import LIMIT, OUTCOMES, RESET, RUNNING, Decisions, Episode
 from icrl_utils.history.paper import PaperText
+from icrl_utils.history.text import HistoryText, Tokenizer
 from icrl_utils.ranges import whole_number, whole_numbers
+
+Ints = Sequence[int] | np.ndarray
 
 
 class HistoryFormat:
     """One way to write histories: ``HistoryFormat("compact")`` or ``HistoryFormat("paper", tokenizer)``.
 
     ``compact`` has its own ids, the order of `COMPACT_WORDS`; a tokenizer given with it is checked against them.
-    ``paper`` can `render` and `parse` without a tokenizer, and needs the model's for the rest.
+    ``paper`` can `render` and `parse` without a tokenizer, and needs the model's for the rest: it has no tokens else.
 
     Attributes:
         action_ids: int64 [4], the tokens of left, down, right, up.
@@ -34,8 +37,8 @@ class HistoryFormat:
         observation_header: int64, the tokens before an observation's tile; None in ``compact``, which has no headers.
     """
 
-    def __init__(self, name: str, tokenizer=None) -> None:
-        formats = {"compact": CompactText, "paper": PaperText}
+    def __init__(self, name: str, tokenizer: Tokenizer | None = None) -> None:
+        formats: dict[str, Callable[[Tokenizer | None], HistoryText]] = {"compact": CompactText, "paper": PaperText}
         if name not in formats:
             raise ValueError(f"name={name!r} is no history format: use 'compact' (tiny Llama) or 'paper' (real Llamas)")
         self.name = name
@@ -70,7 +73,7 @@ class HistoryFormat:
         ids, _ = self.encode_episodes(tiles, episode.actions[:steps], [steps], [OUTCOMES.index(episode.outcome)])
         return np.concatenate([ids, self._text.encode_action(episode.actions[-1])]) if unanswered else ids
 
-    def encode_episodes(self, tiles, actions, steps, outcomes) -> tuple[np.ndarray, np.ndarray]:
+    def encode_episodes(self, tiles: Ints, actions: Ints, steps: Ints, outcomes: Ints) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of many episodes at once, without a Python loop over steps.
 
         Args:
@@ -101,7 +104,7 @@ class HistoryFormat:
         row_outcome[starts[1:] - 1] = outcomes
         return self._text.join_steps(self.encode_steps(row_action, tiles, row_outcome), starts)
 
-    def encode_steps(self, action, tile, outcome) -> np.ndarray:
+    def encode_steps(self, action: Ints, tile: Ints, outcome: Ints) -> np.ndarray:
         """The tokens that one step adds to each of n histories: int64 [n, L], -1 where a row is shorter.
 
         In ``compact`` L is always 2: (action, tile or how it ended), or (reset, start tile); a history begins without
@@ -164,7 +167,7 @@ class HistoryFormat:
         return episodes[len(episodes) - kept :]
 
 
-def _reject_running_inside(running) -> None:
+def _reject_running_inside(running: Sequence[bool] | np.ndarray) -> None:
     if any(running[:-1]):
         raise ValueError(
             f"episode {int(np.argmax(running))} of {len(running)} has no outcome, but only the last one of a history "

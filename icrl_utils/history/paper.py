@@ -21,12 +21,25 @@ read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from typing import NoReturn
 
 import numpy as np
 
-from icrl_utils.history.episodes import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Decisions, Episode, pack_decisions
+from icrl_utils.history.episodes import (
+    GOAL,
+    HOLE,
+    LIMIT,
+    OUTCOMES,
+    RESET,
+    RUNNING,
+    Decisions,
+    Episode,
+    Outcome,
+    pack_decisions,
+)
+from icrl_utils.history.text import Tokenizer
 from icrl_utils.lake.maps import ACTIONS
 from icrl_utils.ranges import LARGEST_INT16
 
@@ -76,14 +89,16 @@ class PaperText:
 
     separator = ""
 
-    def __init__(self, tokenizer=None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
         self.tokenizer = tokenizer
         has_special = tokenizer is None or LLAMA3_TOKENS <= tokenizer.get_vocab().keys()
         self.markup = LLAMA3 if has_special else PLAIN
         self._pattern = _pattern(self.markup)
-        self._step_ids = cache(self._encode_step)  # there are few different steps: each is tokenized once
-        self._tile_told = cache(self._decode_tile)  # and few different tiles
-        self.vocab_size = self.action_ids = self.min_step_tokens = self.observation_header = None
+        # There are few different steps and tiles: each is tokenized once. Dicts, since workers get a pickled copy.
+        self._ids_of_step: dict[tuple[int, int, int], np.ndarray] = {}
+        self._tile_of_ids: dict[tuple[int, ...], int] = {}
+        self.vocab_size, self.action_ids, self.min_step_tokens = 0, np.array([], np.int64), 0  # no tokenizer, no tokens
+        self.observation_header: np.ndarray | None = None
         if tokenizer is not None:
             self.vocab_size = len(tokenizer)
             self._read_tokens()
@@ -103,19 +118,21 @@ class PaperText:
         return text + (m.header("action") if outcome == RUNNING else m.end)
 
     def render_episode(self, episode: Episode) -> str:
-        actions, tiles = (RESET, *episode.actions), episode.tiles
+        actions, tiles = (RESET, *episode.actions), [tile for tile in episode.tiles if tile is not None]
         unanswered = ""
-        if tiles[-1] is None:
+        if len(tiles) < len(actions):
             if episode.outcome:
                 _reject_unknown_tile()
             unanswered = self.markup.content(ACTIONS[actions[-1]])
-            actions, tiles = actions[:-1], tiles[:-1]
+            actions = actions[:-1]
         outcomes = [RUNNING] * (len(tiles) - 1) + [OUTCOMES.index(episode.outcome)]
         return "".join(map(self.step_text, actions, tiles, outcomes)) + unanswered
 
     def parse(self, text: str) -> list[Episode]:
         episodes: list[Episode] = []
-        tiles, actions, outcome = [], [], None
+        tiles: list[int | None] = []
+        actions: list[int] = []
+        outcome: Outcome | None = None
         previous = "end"
         for position, kind, content in self._messages(text):
             kind = "first observation" if previous == "begin" and kind == "observation" else kind
@@ -131,16 +148,16 @@ class PaperText:
             elif kind in ("reward", "edit"):
                 outcome = "goal" if kind == "reward" else "limit"
             elif kind == "end":
-                episodes.append(Episode(tiles, actions, outcome or "hole"))
+                episodes.append(Episode(tuple(tiles), tuple(actions), outcome or "hole"))
                 tiles, actions, outcome = [], [], None
             previous = kind
         if tiles:
             if len(tiles) == len(actions):
                 tiles.append(None)
-            episodes.append(Episode(tiles, actions, outcome))
+            episodes.append(Episode(tuple(tiles), tuple(actions), outcome))
         return episodes
 
-    def _messages(self, text: str):
+    def _messages(self, text: str) -> Iterator[tuple[int, str, str]]:
         """Yields (character, kind, content) of a text that begins and ends between messages."""
         position = 0
         while position < len(text):
@@ -151,7 +168,8 @@ class PaperText:
                     f"the paper format; one looks like {self.markup.message('action', 'right')!r}, with roles "
                     f"observation (a tile number), action ({', '.join(ACTIONS)}), reward (1.0) and edit (...)"
                 )
-            yield position, match.lastgroup, match[match.lastgroup]
+            kind = str(match.lastgroup)  # every alternative of the pattern is a named group
+            yield position, kind, match[kind]
             position = match.end()
 
     # --- tokens ---
@@ -215,17 +233,29 @@ class PaperText:
         told = np.array([self._tile_told(tuple(tokens)) for tokens in different.tolist()], np.int64)
         return told[which].reshape(position.shape)
 
+    def _tile_told(self, tokens: tuple[int, ...]) -> int:
+        if tokens not in self._tile_of_ids:
+            self._tile_of_ids[tokens] = self._decode_tile(tokens)
+        return self._tile_of_ids[tokens]
+
     def _decode_tile(self, tokens: tuple[int, ...]) -> int:
         """The number at the end of ``tokens`` (negative ones are padding), -1 if they do not show where it begins."""
-        told = self.tokenizer.decode(
+        told = self._require_tokenizer().decode(
             [token for token in tokens if token >= 0], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         number = re.search(r"[^0-9]([0-9]+)[^0-9]*\Z", told)
         return int(number[1]) if number else -1
 
-    def _require_tokenizer(self) -> None:
+    def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError("tokenizer is None: HistoryFormat('paper', tokenizer) needs the model's tokenizer for ids")
+        return self.tokenizer
+
+    def _step_ids(self, action: int, tile: int, outcome: int) -> np.ndarray:
+        step = action, tile, outcome
+        if step not in self._ids_of_step:
+            self._ids_of_step[step] = self._encode_step(*step)
+        return self._ids_of_step[step]
 
     def _encode_step(self, action: int, tile: int, outcome: int) -> np.ndarray:
         # Tokenized behind a header, where it will stand: a tokenizer may treat the beginning of a text differently.
@@ -234,12 +264,12 @@ class PaperText:
         return self._ids(self.markup.header("action") + self.step_text(action, tile, outcome))[len(self._header) :]
 
     def _ids(self, text: str) -> np.ndarray:
-        self._require_tokenizer()
+        tokenizer = self._require_tokenizer()
         try:
-            ids = np.array(self.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
+            ids = np.array(tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
         except Exception as error:  # a tokenizer without an unknown token raises this very class
             _reject_unknown_words(text, error)
-        if self.tokenizer.unk_token_id is not None and (ids == self.tokenizer.unk_token_id).any():
+        if tokenizer.unk_token_id is not None and (ids == tokenizer.unk_token_id).any():
             _reject_unknown_words(text)
         return ids
 
@@ -278,7 +308,7 @@ class PaperText:
         steps = [(RESET, 8, 0), (2, 9, 0), (1, 13, GOAL), (RESET, 10, 0), (1, 5, HOLE)]
         steps += [(RESET, 0, 0), (0, 0, 0), (3, 999, LIMIT), (RESET, 7, 0)]
         same = np.array_equal(ids, np.concatenate([self._step_ids(*step) for step in steps]))
-        found = self.decisions(ids[None]) if same else None
+        found = self.decisions(ids[None])
         if not same or (
             found.action[found.valid].tolist() != [2, 1, 1, 0, 3]
             or found.terminated[found.valid].tolist() != [False, True, True, False, False]
@@ -292,7 +322,7 @@ class PaperText:
             )
 
 
-def _pattern(m: Markup) -> re.Pattern:
+def _pattern(m: Markup) -> re.Pattern[str]:
     contents = {"observation": "[0-9]+", "action": "|".join(ACTIONS), "reward": r"1\.0", "edit": r"\.\.\."}
     messages = [
         f"{re.escape(m.header(role) + m.before_content)}(?P<{role}>{content}){re.escape(m.after_content)}"
@@ -308,13 +338,13 @@ def _occurs(ids: np.ndarray, sequence: np.ndarray) -> np.ndarray:
     return np.all([padded[:, k : k + ids.shape[1]] == token for k, token in enumerate(sequence)], axis=0)
 
 
-def _reject_unknown_words(text: str, cause: Exception | None = None) -> None:
+def _reject_unknown_words(text: str, cause: Exception | None = None) -> NoReturn:
     raise ValueError(
         f"tokenizer has unknown tokens in {text[:200]!r}: use a byte-level one, such as Llama 3's"
     ) from cause
 
 
-def _reject_unknown_tile() -> None:
+def _reject_unknown_tile() -> NoReturn:
     raise ValueError(
         "tiles: the last tile of an ended episode is not known (compact text does not tell it), but the paper format "
         "writes it; make the episodes from play, such as Records.episodes"

@@ -11,6 +11,7 @@ on numbered tiles (``lake/games.py``) as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -21,8 +22,8 @@ from icrl_utils.lake.maps import (
     ACTIONS,
     DEFAULT_MAP,
     FIRM,
-    GOAL,
-    ORDINARY,
+    GOAL_TILE,
+    ICE,
     SLIPPERY,
     LakeMap,
     LakeTables,
@@ -33,7 +34,7 @@ from icrl_utils.ranges import checked_seed, whole_number, whole_numbers
 
 STEP_LIMIT = 100
 
-# Environments. Every map has its own stream of random numbers, addressed by (episode, step) instead of being
+# Luck. Every map has its own stream of random numbers, addressed by (episode, step) instead of being
 # drawn in order: number (k, 0) is the start of episode k, number (k, t) the slip of its step t. So the starts of
 # a map do not depend on who plays it, how long the episodes were, or which other maps are played beside it.
 
@@ -97,12 +98,12 @@ class FrozenLakeEnv(gymnasium.Env):
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Discrete(lake_map.n_tiles)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
-        self._key: np.ndarray | None = None
+        self._key = np.array([], np.uint64)  # none before `reset`
         self._tile: int | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         super().reset(seed=None if seed is None else checked_seed(seed))
-        if seed is None and self._key is None:
+        if seed is None and not self._key.size:
             seed = int(self.np_random.integers(2**62))
         if seed is not None:
             self._key = _stream_keys(seed, np.zeros(1))
@@ -110,23 +111,24 @@ class FrozenLakeEnv(gymnasium.Env):
         self._episode += 1
         self._steps = 0
         starts = self.lake_map.starts
-        self._tile = starts[int(self._random() * len(starts))]
+        self._tile = starts[int(self._random()[0] * len(starts))]
         return self._tile, {}
 
-    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
         if self._tile is None:
             raise RuntimeError("step() before reset(): call reset(seed=...) first.")
         action = whole_number("action", action, 0, 3, fits="0 (left), 1 (down), 2 (right) or 3 (up)")
         self._steps += 1
         slip = SLIPPERY if self.slippery else self.lake_map.slip
         if slip is not FIRM:
-            action = int(_slipped(np.array([action]), _turns_below(slip[None]), np.array([self._random()]))[0])
+            action = int(_slipped(np.array([action]), _turns_below(slip[None]), self._random())[0])
         self._tile = int(self.lake_map.next_tile[self._tile, action])
         on_goal = self._tile in self.lake_map.goals
         return self._tile, float(on_goal), on_goal or self._tile in self.lake_map.holes, False, {}
 
-    def _random(self) -> np.float64:
-        return _uniform(self._key, np.array([self._episode]), np.array([self._steps]))[0]
+    def _random(self) -> np.ndarray:
+        """float64 [1]: the number of this step."""
+        return _uniform(self._key, np.array([self._episode]), np.array([self._steps]))
 
     def render(self) -> str | None:
         if self.render_mode != "ansi":
@@ -158,7 +160,7 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         self.maps = checked_maps(maps)
         self.slippery = slippery
         self._stream = np.arange(len(self.maps))  # the number of a map stays when others are dropped
-        self._keys: np.ndarray | None = None
+        self._keys = np.array([], np.uint64)  # none before `reset`
         self._use(LakeTables(self.maps))
 
     def _use(self, tables: LakeTables) -> None:
@@ -177,14 +179,16 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, n)
         self.action_space = batch_space(self.single_action_space, n)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """New episodes on all maps -> tile int64 [n], {}.
 
         Map i gets the random stream of seed ``seed + i`` (as in gymnasium's SyncVectorEnv). Without a seed the
         streams go on, each with its next episode; the very first reset then draws a seed.
         """
         super().reset(seed=None if seed is None else checked_seed(seed))
-        if seed is None and self._keys is None:
+        if seed is None and not self._keys.size:
             seed = int(self.np_random.integers(2**62))
         if seed is not None:
             self._keys = _stream_keys(seed, self._stream)
@@ -203,9 +207,9 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         chosen = (uniform * self.tables.n_starts[rows]).astype(np.int64)
         place[rows] = self._first[rows] + self.tables.starts[rows, chosen]
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """``actions`` int [n] -> tile int64, reward float64, terminated bool, truncated bool, all [n], and {}."""
-        if self._keys is None:
+        if not self._keys.size:
             raise RuntimeError("step() before reset(): call reset(seed=...) first.")
         actions = self._checked_actions(actions)
         self._steps += 1
@@ -213,8 +217,8 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
             actions = _slipped(actions, self._turns_below, _uniform(self._keys, self._episode, self._steps))
         place = self._next[self._place * 4 + actions]
         kind = self._kind[place]
-        reward = (kind == GOAL).astype(np.float64)
-        terminated = kind != ORDINARY
+        reward = (kind == GOAL_TILE).astype(np.float64)
+        terminated = kind != ICE
         truncated = self._steps >= self.step_limit
         over = np.flatnonzero(self._over)
         if over.size:
@@ -241,14 +245,15 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         """Go on with the maps ``rows`` (int [k]) only; their episodes and random streams do not change."""
         rows = np.arange(self.num_envs)[rows]
         self.maps = [self.maps[row] for row in rows]
-        tile = self._place - self._first if self._keys is not None else None
         self._stream = self._stream[rows]
-        self._use(self.tables.take(rows))
-        if tile is not None:
+        if self._keys.size:
+            tile = (self._place - self._first)[rows]
             self._keys, self._episode, self._steps, self._over = (
                 array[rows] for array in (self._keys, self._episode, self._steps, self._over)
             )
-            self._place = self._first + tile[rows]
+        self._use(self.tables.take(rows))
+        if self._keys.size:
+            self._place = self._first + tile
 
 
 def make_vector_env(

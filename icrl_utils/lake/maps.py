@@ -23,7 +23,8 @@ from icrl_utils.ranges import LARGEST_INT16, checked_seed, real_number, whole_nu
 
 ACTIONS = ("left", "down", "right", "up")  # gymnasium's numbering, 0..3
 LETTERS = "SFHG"  # start, frozen, hole, goal
-ORDINARY, GOAL, HOLE = 0, 1, 2  # kinds of tiles in LakeTables.kind
+# Tile kinds, in LakeTables.kind. How an episode ends is another thing, an outcome: history/episodes.py.
+ICE, GOAL_TILE, HOLE_TILE = range(3)
 START_LETTER, FROZEN_LETTER, HOLE_LETTER, GOAL_LETTER = (ord(letter) for letter in LETTERS)
 
 
@@ -96,7 +97,7 @@ class TileGame(ABC):
 
     @property
     def kind(self) -> np.ndarray:
-        """uint8 [n_tiles]: ORDINARY, GOAL or HOLE."""
+        """uint8 [n_tiles]: ICE, GOAL_TILE or HOLE_TILE."""
         return _read_only(self._tables.kind[0])
 
     @cached_property
@@ -143,7 +144,7 @@ def exact_values(next_tile: np.ndarray, kind: np.ndarray, slip: np.ndarray, gamm
     """float64 [n, tiles, 4]: Q* of n games; `TileGame.optimal_values` has the equation, `LakeTables` the arguments."""
     n, tiles = kind.shape
     after = next_tile + tiles * np.arange(n)[:, None, None]
-    reward, goes_on = (kind == GOAL).astype(float), kind == ORDINARY
+    reward, goes_on = (kind == GOAL_TILE).astype(float), kind == ICE
     values = np.zeros((n, tiles, 4))
     while True:
         worth = (reward + gamma * values.max(axis=2)).ravel()[after]  # of what really happens
@@ -176,7 +177,7 @@ class LakeMap(TileGame):
 
     rows: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.rows, str):
             raise ValueError(f"rows={self.rows!r} is one string: pass a sequence of rows, e.g. ('SFF', 'FFG').")
         rows = tuple(self.rows)
@@ -255,7 +256,7 @@ class MapDistribution:
     _CHUNK = 2048
     _MAX_BARREN = 500  # chunks without a single map (a million candidates) before we call the law impossible
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         largest = math.isqrt(LARGEST_INT16)
         whole_number("min_size", self.min_size, 1, largest)
         whole_number("max_size", self.max_size, 1, largest)
@@ -365,7 +366,7 @@ def moves_to_goal(next_tile: np.ndarray, kind: np.ndarray) -> np.ndarray:
     edges = np.argsort(after, kind="stable")  # by the place that they lead to; those to place p begin at first[p]
     first = np.concatenate([[0], np.cumsum(np.bincount(after, minlength=n * tiles))])
     distances = np.full(n * tiles, -1, np.int16)
-    frontier, distance = np.flatnonzero(kind.ravel() == GOAL), 0
+    frontier, distance = np.flatnonzero(kind.ravel() == GOAL_TILE), 0
     while len(frontier):
         distances[frontier] = distance
         counts = first[frontier + 1] - first[frontier]
@@ -380,7 +381,7 @@ class LakeTables:
 
     Attributes:
         next_tile: int16 [n, tiles, 4], tile after each action; goals, holes and padding lead to themselves.
-        kind: uint8 [n, tiles], ORDINARY, GOAL or HOLE.
+        kind: uint8 [n, tiles], ICE, GOAL_TILE or HOLE_TILE.
         starts: int16 [n, max_starts] in the game's order, padded by the first start.
         n_starts: int16 [n].
         slip: float64 [n, 4, 4], the probability that the chosen action turns out as another.
@@ -396,8 +397,8 @@ class LakeTables:
         padded = "".join([text.ljust(tiles, "\0") for text in texts]).encode("ascii")
         letters = np.frombuffer(padded, np.uint8).reshape(n, tiles)
         self.kind = np.zeros((n, tiles), np.uint8)
-        self.kind[letters == GOAL_LETTER] = GOAL
-        self.kind[letters == HOLE_LETTER] = HOLE
+        self.kind[letters == GOAL_LETTER] = GOAL_TILE
+        self.kind[letters == HOLE_LETTER] = HOLE_TILE
         self.n_starts = np.array([len(own) for own in starts], np.int16)
         most = int(self.n_starts.max())
         self.starts = np.array([own + own[:1] * (most - len(own)) for own in starts], np.int16)

@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    PreTrainedModel,
-)
+from transformers import AutoModel, LlamaForCausalLM, PreTrainedModel
 
 from icrl_utils.llama.attention import attention_of
+from icrl_utils.ranges import whole_number
 
 ONLINE, TARGET = "default", "target"  # "default" is peft's own name for the adapter that save_pretrained writes
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTERS = ("lora", "ia3")
+Model = TypeVar("Model", bound=nn.Module)
 _IN_TRAINING_MODE: WeakSet[nn.Module] = WeakSet()  # the 4-bit layers of never_repack
 
 
@@ -34,8 +34,7 @@ def check_adapter(kind: str, rank: int) -> None:
     """Raises ValueError if there can be no such adapter."""
     if kind not in ADAPTERS:
         raise ValueError(f"adapter={kind!r} is unknown; choose one of {', '.join(ADAPTERS)}.")
-    if rank < 1:
-        raise ValueError(f"rank={rank!r} must be at least 1.")
+    whole_number("rank", rank, 1)
 
 
 def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed: int = 0) -> PeftModel:
@@ -48,6 +47,7 @@ def add_adapters(base: PreTrainedModel, kind: str = "lora", rank: int = 32, seed
     At the start both adapters leave the base unchanged: LoRA has B = 0, IA3's scales are 1.
     """
     check_adapter(kind, rank)
+    config: PeftConfig
     if kind == "lora":
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
     else:
@@ -105,13 +105,13 @@ def checkpoint_activations(model: PeftModel) -> None:
 
     # Only the online network is ever differentiated, so every recomputation is one of its.
     arguments = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), recomputation())}
-    base = model.get_base_model()
+    base = causal_lm(model)
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # older name
     enable(arguments)
     model.train()
 
 
-def never_repack(model: nn.Module) -> nn.Module:
+def never_repack(model: Model) -> Model:
     """Keep bitsandbytes from repacking 4-bit weights in place.
 
     It does so in the first evaluation-mode forward on CPUs with AVX512-BF16, and later gradients are wrong: present,
@@ -141,19 +141,24 @@ def adapter_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
     }
 
 
+def causal_lm(model: nn.Module) -> LlamaForCausalLM:
+    """The Llama itself, of a plain or a peft-wrapped one: ``config``, ``model`` (decoder blocks) and ``lm_head``."""
+    return cast(LlamaForCausalLM, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The stack of decoder blocks below lm_head, of a plain or a peft-wrapped causal model."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+    return causal_lm(model).model
 
 
-def bare_backbone(model: PeftModel) -> nn.Module:
+def bare_backbone(model: nn.Module) -> nn.Module:
     """The backbone's modules without adapters and without memory (all tensors on the meta device): a form into which
     `torch.func.functional_call` can pour `folded_weights`."""
     with torch.device("meta"):
-        return AutoModel.from_config(model.config, attn_implementation=attention_of(model)).eval()
+        return AutoModel.from_config(causal_lm(model).config, attn_implementation=attention_of(model)).eval()
 
 
-def folded_weights(model: PeftModel) -> dict[str, Tensor]:
+def folded_weights(model: nn.Module) -> dict[str, Tensor]:
     """Tensors of `bare_backbone` that compute what backbone and active adapter compute together.
 
     LoRA's weight is W + scale B A, IA3's is W with scaled rows or columns; gradients flow through them to the adapter.
@@ -168,7 +173,8 @@ def folded_weights(model: PeftModel) -> dict[str, Tensor]:
             "adapters can be folded into a float32 base only: in fewer bits their part of the sum is lost; use "
             "QNetwork(..., fold=False)."
         )
-    layers = {name: layer for name, layer in body.named_modules() if isinstance(layer, BaseTunerLayer)}
+    # Any: of which kind a layer is, is asked below.
+    layers: dict[str, Any] = {n: layer for n, layer in body.named_modules() if isinstance(layer, BaseTunerLayer)}
     weights = {
         name.replace(".base_layer", ""): tensor
         for name, tensor in chain(body.named_parameters(), body.named_buffers())
@@ -184,7 +190,7 @@ def folded_weights(model: PeftModel) -> dict[str, Tensor]:
     return weights
 
 
-def keep_dtype(model: nn.Module) -> nn.Module:
+def keep_dtype(model: Model) -> Model:
     """Let 4-bit layers with IA3 answer in the dtype in which they were asked, as all others do.
 
     Without it peft returns float32 for them, and attention refuses keys and queries of different dtypes.

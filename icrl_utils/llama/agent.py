@@ -8,10 +8,8 @@ context, without moving anything.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +21,21 @@ from transformers import PreTrainedConfig
 from icrl_utils.history.episodes import RESET
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import TileGame
-from icrl_utils.llama.adapters import backbone, keep_dtype, never_repack
+from icrl_utils.llama.adapters import (
+    ONLINE,
+    adapter_parameters,
+    backbone,
+    causal_lm,
+    keep_dtype,
+    never_repack,
+)
 from icrl_utils.llama.attention import check_attention
 from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_history, load_llama
 from icrl_utils.llama.readout import QReadout, action_logits
-from icrl_utils.paths import ASSETS, ROOT, file_sha256, in_repository
-from icrl_utils.play.policy import Choice, Step, check_started, check_temperature
+from icrl_utils.paths import ASSETS, ROOT, config_sha256, file_sha256, in_repository, read_json
+from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
+from icrl_utils.ranges import whole_number
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
@@ -57,9 +63,8 @@ class Agent:
         name: in records; by default ``agent`` or ``memory-less``.
         max_tokens: a longer history loses whole oldest episodes, which is said once. Tokens that stay have seen the
             dropped ones: their keys and values are not recomputed.
-        autocast: for example ``torch.bfloat16``; None computes in the model's own precision.
         training_seed: in records; the seed of the training run that made the weights, None for a live one.
-        temperature: of the choice after ``policy.PATIENCE`` moves of an episode, in units of z; 0 is greedy play.
+        temperature: of the choice after ``patience`` moves of an episode, in units of z; 0 is greedy play.
     """
 
     def __init__(
@@ -70,30 +75,31 @@ class Agent:
         memory: bool = True,
         name: str | None = None,
         max_tokens: int = CONTEXT,
-        autocast: torch.dtype | None = None,
         training_seed: int | None = None,
         temperature: float = 0.0,
+        patience: int = PATIENCE,
     ):
         check_temperature(temperature)
+        self.patience = whole_number("patience", patience, 1)
         check_attention(model)
         self.model, self.format, self.readout, self.memory = never_repack(model), format, readout, memory
         self.name = name if name is not None else "agent" if memory else "memory-less"
-        self.max_tokens, self.autocast, self.training_seed = max_tokens, autocast, training_seed
+        self.max_tokens, self.training_seed = max_tokens, training_seed
         self.temperature = temperature
-        self._choice = None  # before `start`
+        self._choice: Choice | None = None  # before `start`
         self._reset_id = int(format.tokenize("reset")[0]) if format.name == "compact" else -1
         self._warned = False
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_output_embeddings().weight.device
+        return causal_lm(self.model).lm_head.weight.device
 
     @property
     def batch_maps(self) -> int:
-        return maps_at_once(self.model.config, self.autocast or self.model.get_output_embeddings().weight.dtype)
+        return maps_at_once(causal_lm(self.model).config, causal_lm(self.model).lm_head.weight.dtype)
 
     def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
-        n, self._choice = len(maps), Choice(self.temperature, rngs)
+        n, self._choice = len(maps), Choice(self.temperature, rngs, self.patience)
         self._cache = GrowingCache()
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.
         self._episode = torch.empty((n, 0), dtype=torch.int16, device=self.device)
@@ -102,7 +108,8 @@ class Agent:
         self._position = torch.zeros(n, dtype=torch.int64, device=self.device)
 
     def act(self, step: Step) -> np.ndarray:
-        return self._choice(self.append(step).cpu().numpy(), step)
+        choice = check_started(self, self._choice)
+        return choice(self.append(step).cpu().numpy(), step)
 
     def append(self, step: Step) -> Tensor:
         """Append one step to all histories: float32 [n, 4], the read-out z (before the link) at their ends."""
@@ -125,11 +132,11 @@ class Agent:
         return self._read(last)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._choice.keep(rows)
-        rows = torch.from_numpy(rows).to(self.device)
-        self._cache.keep(rows)
-        self._episode, self._now = self._episode[rows], self._now[rows]
-        self._oldest, self._position = self._oldest[rows], self._position[rows]
+        check_started(self, self._choice).keep(rows)
+        kept = torch.from_numpy(rows).to(self.device)
+        self._cache.keep(kept)
+        self._episode, self._now = self._episode[kept], self._now[kept]
+        self._oldest, self._position = self._oldest[kept], self._position[kept]
 
     def q_values(self, text: str) -> np.ndarray:
         """float32 [4]: Q of left, down, right, up at the end of one history, in the words of ``format``.
@@ -190,17 +197,15 @@ class Agent:
         training = self.model.training
         if training:
             self.model.eval()
-        precision = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         cached = {"use_cache": False} if mask is None else {"use_cache": True, CACHE_ARGUMENT: self._cache}
-        with precision:
-            output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
+        output = backbone(self.model)(input_ids=ids, position_ids=position, attention_mask=mask, **cached)
         if training:
             self.model.train()
         return output.last_hidden_state
 
     @torch.no_grad()
     def _read(self, hidden: Tensor) -> Tensor:
-        logits = action_logits(hidden, self.model.get_output_embeddings(), torch.as_tensor(self.format.action_ids))
+        logits = action_logits(hidden, causal_lm(self.model).lm_head, torch.as_tensor(self.format.action_ids))
         return self.readout.z(logits)
 
 
@@ -218,23 +223,24 @@ def load_agent(
         memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
         device: by default the GPU where there is one.
         base: the base model's folder or name on the Hub; by default the one that the adapter's run.json names.
-        options: more arguments of ``Agent``; ``temperature`` is by default that of the training's configuration.
+        options: more arguments of ``Agent``, instead of those in the adapter's run.json (``play``).
 
     The adapter is merged into a float32 base: the same function, without the adapter's extra products. A base in
     half precision or in 4 bits would lose a part of it, so there it stays apart.
 
     Raises:
-        FileNotFoundError: no adapter there. ValueError: altered weights, a base other than the one trained on, or one
-            that cannot read the history format of the training. And the errors of `load.load_model`.
+        FileNotFoundError: no adapter there. ValueError: altered or damaged files, a base other than the one trained on,
+            or one that cannot read the history format of the training. And the errors of `load.load_llama`.
     """
     folder = _adapter_folder(path)
-    run = json.loads((folder / "run.json").read_text())
-    weights = folder / "adapter_model.safetensors"
-    if file_sha256(weights) != run["sha256"]:
-        raise ValueError(
-            f"path={str(path)!r}: {weights.name} is not the file that run.json describes (sha256 differs); "
-            "restore both with `git checkout`, or train the adapter again."
-        )
+    run = read_json(folder / "run.json", "sha256", "base", "base_sha256", "history", "readout", "config")
+    found = {"sha256": file_sha256(folder / "adapter_model.safetensors"), "config_sha256": config_sha256(folder)}
+    for name, file in {"sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}.items():
+        if run.get(name, found[name]) != found[name]:  # records older than the course have no config_sha256
+            raise ValueError(
+                f"path={str(path)!r}: {file} is not the file that run.json describes ({name} differs); "
+                "restore both with `git checkout`, or train the adapter again."
+            )
     base = run["base"] if base is None else base
     try:
         history = load_history(base, run["history"], "base")
@@ -243,18 +249,25 @@ def load_agent(
             f"path={str(path)!r} was trained on histories in the format {run['history']!r}, which base={str(base)!r} "
             f"cannot read ({error}); leave base out."
         ) from error
-    if checkpoint_id(base) != run["base_sha256"]:
+    base_config = config_sha256(in_repository(base)) if in_repository(base).is_dir() else None
+    same_config = base_config is None or run.get("base_config_sha256", base_config) == base_config
+    if checkpoint_id(base) != run["base_sha256"] or not same_config:
         raise ValueError(
-            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs); "
+            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs, of its weights or of "
+            f"its config.json); "
             f"give the folder of {run['base']} as it was then as `base`, or train the adapter again on this one."
         )
     quantization = run.get("quantization")
     tiny = history.name == "compact"
-    model = load_llama(base, quantization, device, torch.float32 if tiny else None)
-    model = keep_dtype(PeftModel.from_pretrained(model, folder))
-    if model.dtype == torch.float32 and not quantization:
+    frozen = load_llama(base, quantization, device, torch.float32 if tiny else None)
+    model = keep_dtype(PeftModel.from_pretrained(frozen, folder))
+    if not all(parameter.isfinite().all() for parameter in adapter_parameters(model, ONLINE).values()):
+        raise ValueError(
+            f"path={str(path)!r} holds weights that are not finite: its training diverged; train it again."
+        )
+    if frozen.dtype == torch.float32 and not quantization:
         model = model.merge_and_unload()
-    options = {"temperature": run["config"].get("temperature", 0.0)} | options
+    options = {"temperature": run["config"].get("temperature", 0.0)} | run.get("play", {}) | options
     return Agent(
         model.eval(), history, QReadout(**run["readout"]), memory, training_seed=run["config"]["seed"], **options
     )

@@ -9,10 +9,12 @@ The one private name used here is ``config._attn_implementation``, the only plac
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from icrl_utils.hardware import has_ampere
 
@@ -52,7 +54,7 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> str:
 
 def attention_of(model: nn.Module) -> str:
     """The kernel that ``model`` runs in."""
-    return model.config._attn_implementation
+    return cast(PreTrainedConfig, model.config)._attn_implementation
 
 
 def check_attention(model: nn.Module) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from torch import Tensor
 from transformers import Cache, LlamaModel
 
@@ -32,9 +31,7 @@ class GrowingCache(Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append new tokens [n, heads, new, head size] to one layer; return keys and values of all live ones."""
         if layer_idx == len(self._buffers):
-            dtype = _stored_dtype(value_states)
-            states = (key_states[:, :, :0].to(dtype), value_states[:, :, :0].to(dtype))
-            self._buffers.append([_buffer(s, FIRST_CAPACITY) for s in states])
+            self._buffers.append([_buffer(s[:, :, :0], FIRST_CAPACITY) for s in (key_states, value_states)])
             self._span.append((0, 0))
         first, end = self._span[layer_idx]
         new = key_states.shape[-2]
@@ -68,13 +65,6 @@ class GrowingCache(Cache):
     def _live(self, layer: int) -> list[Tensor]:
         first, end = self._span[layer]
         return [buffer[:, :, first:end] for buffer in self._buffers[layer]]
-
-
-def _stored_dtype(states: Tensor) -> torch.dtype:
-    """Under autocast its dtype: rotary embedding leaves keys in float32, and attention would convert all of them at
-    every step."""
-    kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _buffer(live: Tensor, capacity: int) -> Tensor:

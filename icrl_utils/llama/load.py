@@ -1,4 +1,4 @@
-"""Load any Llama, tiny or real, from a folder or from the Hub: a frozen base, in 4 bits if asked for.
+"""Get a Llama, tiny or real: from a folder or the Hub, in 4 bits if asked for, or a new one with random weights.
 
 What cannot work is refused before weights are downloaded or memory is taken: everything that decides it stands in
 the checkpoint's config.json and tokenizer.
@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError
-from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -31,47 +29,14 @@ from transformers import (
 from icrl_utils.hardware import compute_dtype, existing_device
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
-from icrl_utils.llama.adapters import add_adapters, check_adapter, never_repack
+from icrl_utils.llama.adapters import never_repack
 from icrl_utils.llama.attention import attention_for
 from icrl_utils.paths import file_sha256, in_repository
 from icrl_utils.profiles import PROFILES
 from icrl_utils.versions import INSTALL
 
 QUANTIZATIONS = (None, "nf4")
-
-
-def load_model(
-    name_or_path: str | Path,
-    quantization: str | None = "nf4",
-    adapter: str = "lora",
-    rank: int = 32,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    history: str = "paper",
-    seed: int = 0,
-) -> tuple[PeftModel, HistoryFormat]:
-    """A frozen Llama with an online and a target adapter in float32, and the history format of its tokenizer.
-
-    Args:
-        name_or_path: a folder (also relative to the repository) or a name on the Hugging Face Hub.
-        quantization: ``"nf4"`` keeps the projections in 4 bits (about 0.52 bytes a weight, with double quantization);
-            embedding, norms and lm_head stay in ``dtype``. None: all of the base in ``dtype``.
-        adapter, rank, seed: see `adapters.add_adapters`.
-        device: by default the GPU where there is one.
-        dtype: of the base's computation; by default what the device has in hardware, see `compute_dtype`.
-        history: ``"paper"``, or ``"compact"`` for the tiny Llama.
-
-    The model is in training mode (Llama has no dropout), which `adapters.checkpoint_activations` needs.
-
-    Raises:
-        ValueError: a checkpoint that is no causal Llama or is quantized already, a tokenizer that splits the action
-            words, bfloat16 on a card without it, no such device, an unknown adapter or quantization.
-            FileNotFoundError: no such checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
-    """
-    check_adapter(adapter, rank)
-    load = plan_load(name_or_path, quantization, device, dtype)
-    text = load_history(name_or_path, history)
-    return add_adapters(load(), adapter, rank, seed).train(), text
+CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
 
 
 def load_llama(
@@ -80,14 +45,20 @@ def load_llama(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The base alone, in evaluation mode; arguments and errors as in `load_model`."""
-    return plan_load(name_or_path, quantization, device, dtype)()
+    """A Llama in evaluation mode, to be frozen and trained by `adapters.add_adapters`.
 
+    Args:
+        name_or_path: a folder (also relative to the repository) or a name on the Hugging Face Hub.
+        quantization: ``"nf4"`` keeps the projections in 4 bits (about 0.52 bytes a weight, with double quantization);
+            embedding, norms and lm_head stay in ``dtype``. None: all of the base in ``dtype``.
+        device: by default the GPU where there is one.
+        dtype: of the base's computation; by default what the device has in hardware, see `compute_dtype`.
 
-def plan_load(
-    name_or_path: str | Path, quantization: str | None, device: str | torch.device | None, dtype: torch.dtype | None
-) -> Callable[[], PreTrainedModel]:
-    """All checks of `load_llama`; what it returns does the loading."""
+    Raises, before weights are loaded:
+        ValueError: a checkpoint that is no causal Llama or is quantized already, bfloat16 on a card without it, no such
+            device, an unknown quantization.
+        FileNotFoundError: no such checkpoint. PermissionError: gated weights. ImportError: no bitsandbytes.
+    """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization={quantization!r} is unknown; choose 'nf4' or None.")
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
@@ -98,28 +69,24 @@ def plan_load(
     device = existing_device(device)
     dtype = compute_dtype(device, dtype)
     check_checkpoint(name_or_path)
-
-    def load() -> PreTrainedModel:
-        nf4 = quantization and BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            _source(name_or_path),
-            dtype=dtype,
-            quantization_config=nf4,
-            device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
-            attn_implementation=attention_for(device, dtype),
-        )
-        return never_repack(model).eval()
-
-    return load
+    nf4 = quantization and BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        _source(name_or_path),
+        dtype=dtype,
+        quantization_config=nf4,
+        device_map={"": device},  # straight to the device: a whole 8B model may not fit into main memory
+        attn_implementation=attention_for(device, dtype),
+    )
+    return never_repack(model).eval()
 
 
 def check_checkpoint(name_or_path: str | Path, argument: str = "name_or_path") -> dict:
-    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_model` about it, which
+    """The checkpoint's config.json, the only file that is read here. Raises the errors of `load_llama` about it, which
     call it ``argument``."""
     shown = f"{argument}={str(name_or_path)!r}"
     try:
@@ -171,26 +138,25 @@ def load_history(name_or_path: str | Path, history: str, argument: str = "name_o
     return text
 
 
-def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
-    """A checkpoint to try everything with: random, small, and saved as Llama 3 is, with bfloat16 weights, heads that
-    share keys and values, scaled RoPE, and a byte-level tokenizer with Llama 3's special tokens. Returns ``folder``."""
-    tokenizer = make_paper_tokenizer()
-    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, rope_parameters=rope,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "proj" in name or "embed" in name:
-                parameter.mul_(6)  # what comes out depends on the whole history
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+def load_base(path: str | Path, device: str | torch.device = "cpu", **config) -> PreTrainedModel:
+    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode.
+
+    ``config`` replaces entries of its config.json.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config)
+    nn.Module.to(model, device)  # model.to is the same, but wrongly typed
+    return model.eval()
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint, see `in_repository`. Raises FileNotFoundError where there is none."""
+    folder = in_repository(path)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
+            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
+        )
+    return folder
 
 
 def checkpoint_id(name_or_path: str | Path) -> str:
@@ -207,7 +173,9 @@ def _source(name_or_path: str | Path) -> str:
     return str(folder if folder.is_dir() else name_or_path)
 
 
-CONTEXT = 8192  # tokens; thirty episodes of 100-step loops are 6,060 in the compact format
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights. In 4 bits two of them share a byte."""
+    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
 
 
 def new_tiny_llama(
@@ -262,25 +230,23 @@ def rope(theta: float) -> dict[str, object]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
-def base_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint, see `in_repository`. Raises FileNotFoundError where there is none."""
-    folder = in_repository(path)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"base={str(path)!r} holds no config.json; name a folder with a Hugging Face checkpoint, "
-            "for example assets/tiny-llama (remade by `python -m icrl_utils pretrain`)."
-        )
-    return folder
-
-
-def load_base(path: str | Path, device: str | torch.device = "cpu", **config) -> PreTrainedModel:
-    """Load a causal Llama checkpoint in float32 from a local folder (the tiny Llama), in evaluation mode.
-
-    ``config`` replaces entries of its config.json.
-    """
-    return AutoModelForCausalLM.from_pretrained(base_folder(path), dtype=torch.float32, **config).to(device).eval()
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights. In 4 bits two of them share a byte."""
-    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+def save_small_llama(folder: str | Path, seed: int = 0) -> Path:
+    """A checkpoint to try everything with: random, small, and saved as Llama 3 is, with bfloat16 weights, heads that
+    share keys and values, scaled RoPE, and a byte-level tokenizer with Llama 3's special tokens. Returns ``folder``."""
+    tokenizer = make_paper_tokenizer()
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, rope_parameters=rope,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name or "embed" in name:
+                parameter.mul_(6)  # what comes out depends on the whole history
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)

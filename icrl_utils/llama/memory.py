@@ -7,7 +7,7 @@ layers, H heads, q = heads x head size, k = key-value heads x head size, V vocab
 one adapter, and c bytes of one activation (4 in float32, 2 in the half precisions, which run under autocast).
 
 What the formulas leave out: token ids and other integers, rows of size 1, the CUDA context, and what the allocator
-holds but does not use. `torch.cuda.max_memory_allocated` and `bench.peak_bytes` do not count those two.
+holds but does not use. `torch.cuda.max_memory_allocated` and `tools.bench.peak_bytes` do not count those two.
 
 Attention is taken to run in a kernel that never keeps its N x N scores. Cards before Ampere (T4) have one only if keys
 and values are written out for all heads first, which `attention.attention_for` asks for there. That keeps
@@ -19,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
 from icrl_utils.llama.adapters import check_adapter
 from icrl_utils.llama.load import check_checkpoint
+from icrl_utils.ranges import whole_number
 
 GIB = 2**30
 BLOCK, BLOCKS_OF_BLOCKS = 64, 256  # bitsandbytes: weights that share a scale, scales that share a scale of their own
@@ -73,8 +75,8 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
         for name in ("slices", "slice_tokens", "maps", "history_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
+            whole_number(name, getattr(self, name), 1)
+        whole_number("logit_positions", self.logit_positions, 0)
 
 
 def plan(model: str | PreTrainedConfig, **settings) -> Plan:
@@ -256,8 +258,7 @@ class Plan:
     @property
     def step(self) -> int:
         """Peak of a training step: `resident` and the most of `saved` and `working`, the logits (with the last norm's
-        input and output beside them), or the optimizer's square
-        roots, 4 P."""
+        input and output beside them), or the optimizer's square roots, 4 P."""
         last_norm = (4 + self.settings.dtype.itemsize) * self._tokens * self._widths[0]
         moments = [self.saved + self.working, 4 * self.adapter_parameters]
         if self.logits:
@@ -321,7 +322,7 @@ class Plan:
         s = self.settings
         adapter = f"LoRA rank {s.rank}" if s.adapter == "lora" else "IA3"
         dtype = str(s.dtype).removeprefix("torch.")
-        measures = [dtype, s.quantization, adapter, s.optimizer, s.checkpointing and "checkpointing"]
+        measures = [dtype, s.quantization, adapter, s.optimizer, "checkpointing" if s.checkpointing else None]
         return ", ".join(filter(None, measures))
 
     def ladder(self) -> Iterator[tuple[str, Plan]]:
@@ -336,7 +337,7 @@ class Plan:
             (f"slices of {s.slice_tokens // 2:,} tokens", {"slice_tokens": s.slice_tokens // 2}),
             ("LoRA of rank 8", {"rank": min(8, s.rank)}),
         ]
-        rungs = [(text, {"settings": change}) for text, change in measures]
+        rungs: list[tuple[str, dict[str, Any]]] = [(text, {"settings": change}) for text, change in measures]
         rungs += [(f"the smaller model {name}", {"config": c, "name": name}) for name, c in SHAPES.items()]
         for text, change in rungs:
             if "settings" in change:
@@ -345,7 +346,7 @@ class Plan:
                 best = candidate
                 yield text, best
 
-    def next_rung(self, available: int) -> tuple[str, Plan] | None:
+    def next_rung(self, available: float) -> tuple[str, Plan] | None:
         """The first rung of the ladder that fits into ``available`` bytes, its measures joined; None: no rung does."""
         measures = []
         for text, candidate in self.ladder():
@@ -355,7 +356,7 @@ class Plan:
         return None
 
 
-def check_memory(plan: Plan, available: int) -> None:
+def check_memory(plan: Plan, available: float) -> None:
     """Raises ValueError with the plan's table and the next rung when ``plan`` needs more than ``available`` bytes."""
     if plan.peak <= available:
         return

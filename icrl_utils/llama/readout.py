@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from icrl_utils.llama.adapters import backbone, bare_backbone, folded_weights
+from icrl_utils.llama.adapters import backbone, bare_backbone, causal_lm, folded_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class QReadout:
         return torch.sigmoid(z) if self.link == "sigmoid" else z
 
 
-def action_logits(hidden: Tensor, lm_head: nn.Module, action_ids: Tensor) -> Tensor:
+def action_logits(hidden: Tensor, lm_head: nn.Linear, action_ids: Tensor) -> Tensor:
     """hidden [..., d] times the four action rows of the output embedding -> [..., 4]."""
     return hidden @ lm_head.weight[action_ids].to(hidden.dtype).T
 
@@ -55,7 +56,9 @@ class QNetwork(nn.Module):
         fold: compute with the adapter folded into the weights; faster for a small float32 model, see `folded_weights`.
     """
 
-    def __init__(self, model: nn.Module, action_ids, readout: QReadout, fold: bool = False):
+    action_ids: Tensor
+
+    def __init__(self, model: nn.Module, action_ids: np.ndarray | Tensor, readout: QReadout, fold: bool = False):
         super().__init__()
         self.model = model
         self.readout = readout
@@ -71,7 +74,7 @@ class QNetwork(nn.Module):
             z: float32 [B, D, 4]; and, if asked for, next-token logits [B, K, vocabulary].
         """
         hidden = self._hidden(ids)
-        lm_head = self.model.get_output_embeddings()
+        lm_head = causal_lm(self.model).lm_head
         z = self.readout.z(action_logits(take(hidden, position), lm_head, self.action_ids))
         return z, None if observation is None else lm_head(take(hidden, observation))
 

@@ -33,11 +33,11 @@ class RandomPolicy:
         self._dice = Dice(rngs, 1)
 
     def act(self, step: Step) -> np.ndarray:
-        check_started(self, self._dice)
-        return (4 * self._dice()[:, 0]).astype(np.int64)
+        dice = check_started(self, self._dice)
+        return (4 * dice()[:, 0]).astype(np.int64)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._dice.keep(rows)
+        check_started(self, self._dice).keep(rows)
 
 
 class TabularPolicy:
@@ -55,7 +55,7 @@ class TabularPolicy:
         self._tile = np.zeros(len(maps), np.int64)
 
     def act(self, step: Step) -> np.ndarray:
-        check_started(self, self._dice)
+        dice = check_started(self, self._dice)
         moved = step.action != RESET
         self._table.update(
             self._tile,
@@ -66,10 +66,10 @@ class TabularPolicy:
             mask=moved,
         )
         self._tile = step.tile
-        return self._table.greedy(step.tile, self._dice())
+        return self._table.greedy(step.tile, dice())
 
     def keep(self, rows: np.ndarray) -> None:
-        self._dice.keep(rows)
+        check_started(self, self._dice).keep(rows)
         self._table.keep(rows)
         self._tile = self._tile[rows]
 
@@ -99,7 +99,7 @@ class RMaxPolicy:
         self._ends = np.zeros((n, tiles), np.uint8)  # GOAL or HOLE where an episode was seen to end
 
     def act(self, step: Step) -> np.ndarray:
-        check_started(self, self._dice)
+        dice = check_started(self, self._dice)
         n = np.arange(len(step.tile))
         moved = np.flatnonzero(step.action != RESET)
         at = moved, self._tile[moved], step.action[moved]
@@ -112,10 +112,10 @@ class RMaxPolicy:
         to_goal, to_new = self._to_goal[n, step.tile], self._to_new[n, step.tile]
         knows_goal = to_goal.min(axis=1, keepdims=True) < self._FAR
         length = np.where(knows_goal, to_goal, to_new)
-        return (length + self._dice() / 2).argmin(axis=1)
+        return (length + dice() / 2).argmin(axis=1)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._dice.keep(rows)
+        check_started(self, self._dice).keep(rows)
         for name in ("_tile", "_next", "_to_goal", "_to_new", "_ends"):
             setattr(self, name, getattr(self, name)[rows])
 
@@ -156,10 +156,10 @@ class OraclePolicy:
         self._optimal = LakeTables(maps).optimal
 
     def act(self, step: Step) -> np.ndarray:
-        check_started(self, self._dice)
+        dice = check_started(self, self._dice)
         good = self._optimal[np.arange(len(step.tile)), step.tile]
-        return (good + self._dice() / 2).argmax(axis=1)
+        return (good + dice() / 2).argmax(axis=1)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._dice.keep(rows)
+        check_started(self, self._dice).keep(rows)
         self._optimal = self._optimal[rows]

@@ -53,7 +53,12 @@ RANDOM_PLAY = Behaviour(low=0.0, high=0.0)
 
 
 class Play(NamedTuple):
-    """Episodes of many maps, flattened in order: map after map, episode after episode."""
+    """Episodes of many maps, flattened in order: map after map, episode after episode.
+
+    For training data, where maps have unequally many episodes and millions of steps are never looked at one by one:
+    ``HistoryFormat.encode_episodes`` takes the first four fields as they are and makes tokens of all episodes at once,
+    the same tokens that `Episode` objects of them would have.
+    """
 
     tiles: np.ndarray  # int64 [sum(steps + 1)], every episode's terminal tile included
     actions: np.ndarray  # int64 [sum(steps)]
@@ -68,8 +73,11 @@ def collect(
     rng: np.random.Generator,
     episodes: tuple[int, int] = (20, 40),
     min_tokens: int = 0,
+    step_tokens: int = 2,
 ) -> Play:
-    """Play all ``maps`` in lock-step: U{episodes} episodes each, and on until two tokens a step fill ``min_tokens``.
+    """Play all ``maps`` in lock-step: U{episodes} episodes each, and on until their text has ``min_tokens`` tokens.
+
+    ``step_tokens``: so many a step, or the start of an episode, adds at least (`HistoryFormat.min_step_tokens`).
 
     Raises ValueError when a map belongs to the held-out evaluation sets.
     """
@@ -77,6 +85,7 @@ def collect(
     fewest, most = episodes
     whole_number("episodes[1]", most, whole_number("episodes[0]", fewest, 1))
     whole_number("min_tokens", min_tokens, 0)
+    whole_number("step_tokens", step_tokens, 1)
     n = len(maps)
     env = FrozenLakeVectorEnv(maps)
     tile, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -104,15 +113,17 @@ def collect(
         log.append((row, np.where(ended, RESET, action), new_tile, outcome))
 
         tile, ended = new_tile, outcome != RUNNING
-        played, tokens = played + ended, tokens + 2
+        played, tokens = played + ended, tokens + step_tokens
         done = ended & (played >= n_episodes) & (tokens >= min_tokens)
         if done.any():
             go_on = np.flatnonzero(~done)
-            env.keep(go_on), learner.keep(go_on)
+            env.keep(go_on)
+            learner.keep(go_on)
             row, tile, ended, played, tokens = row[go_on], tile[go_on], ended[go_on], played[go_on], tokens[go_on]
             low, high, n_episodes = low[go_on], high[go_on], n_episodes[go_on]
             is_habit, is_expert, habit = is_habit[go_on], is_expert[go_on], habit[go_on]
-    return _as_play(*(np.concatenate(column) for column in zip(*log, strict=True)), n)
+    rows, actions, tiles, outcomes = (np.concatenate(column) for column in zip(*log, strict=True))
+    return _as_play(rows, actions, tiles, outcomes, n)
 
 
 def _as_play(row: np.ndarray, action: np.ndarray, tile: np.ndarray, outcome: np.ndarray, n: int) -> Play:

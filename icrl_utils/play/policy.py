@@ -8,7 +8,7 @@ action was taken and a new episode begins on ``tile`` (gymnasium's next-step aut
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ PATIENCE = 25  # moves in an episode until the temperature of a choice is at its
 
 
 class Step(NamedTuple):
-    """What just happened on n lakes; the constants are those of `icrl_utils.history.format`."""
+    """What just happened on n lakes; the constants are those of `icrl_utils.history.episodes`."""
 
     action: np.ndarray  # int64 [n]: 0..3 in the order left, down, right, up; RESET where an episode begins
     tile: np.ndarray  # int64 [n]: the tile that the agent stands on now
@@ -73,12 +73,12 @@ class Choice:
     """Which moves n histories make, given the read-out z of their four moves.
 
     Each is drawn from softmax(z / temperature), and the temperature grows evenly with the moves made in the running
-    episode, from 0 (the largest z) to the full one after ``PATIENCE`` moves. Whoever knows the way has arrived by then.
+    episode, from 0 (the largest z) to the full one after ``patience`` moves. Whoever knows the way has arrived by then.
     Whoever has not may be walking in a circle, which a greedy player never leaves.
     """
 
-    def __init__(self, temperature: float, rngs: Sequence[np.random.Generator]):
-        self.temperature, self._rngs = temperature, rngs  # one generator a history
+    def __init__(self, temperature: float, rngs: Sequence[np.random.Generator], patience: int = PATIENCE):
+        self.temperature, self._rngs, self.patience = temperature, rngs, patience  # one generator a history
         self._moves = np.zeros(len(rngs))  # made in the running episode
 
     def __call__(self, z: np.ndarray, step: Step) -> np.ndarray:
@@ -87,7 +87,7 @@ class Choice:
         self._moves = np.where(step.action == RESET, 0, self._moves + 1)
         if not self.temperature:
             return z.argmax(1)
-        temperature = self.temperature * np.minimum(self._moves / PATIENCE, 1)
+        temperature = self.temperature * np.minimum(self._moves / self.patience, 1)
         noise = np.stack([rng.gumbel(size=4) for rng in self._rngs])
         return (z + temperature[:, None] * noise).argmax(1)
 
@@ -100,10 +100,14 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature!r} must not be negative; pass 0 for greedy play.")
 
 
-def check_started(policy: Policy, made_by_start: object) -> None:
-    """``made_by_start``: something that ``policy.start`` makes, None before."""
+Made = TypeVar("Made")
+
+
+def check_started(policy: Policy, made_by_start: Made | None) -> Made:
+    """``made_by_start``: something that ``policy.start`` makes, None before. Returns it."""
     if made_by_start is None:
         raise RuntimeError(
             f"policy {policy.name!r}: act() before start(): call start(maps, rngs) first, or let rollout(policy, maps) "
             "play."
         )
+    return made_by_start

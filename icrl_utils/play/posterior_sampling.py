@@ -73,7 +73,7 @@ class PosteriorSamplingPolicy:
         self._distances = np.full((n, size + 2, size + 2), -1)  # with a border, so that neighbours always exist
 
     def act(self, step: Step) -> np.ndarray:
-        check_started(self, self._dice)
+        dice = check_started(self, self._dice)
         self._learn(step)
         awaits = step.outcome == RUNNING
         self._draw(np.flatnonzero(awaits & ((step.action == RESET) | self._contradicts(step))))
@@ -83,10 +83,10 @@ class PosteriorSamplingPolicy:
         here = self._distances[n, row + 1, column + 1]
         beside = self._distances[n[:, None], row[:, None] + 1 + ROW_STEP, column[:, None] + 1 + COLUMN_STEP]
         nearer = beside == here[:, None] - 1
-        return (nearer + self._dice() / 2).argmax(1)
+        return (nearer + dice() / 2).argmax(1)
 
     def keep(self, rows: np.ndarray) -> None:
-        self._dice.keep(rows)
+        check_started(self, self._dice).keep(rows)
         self._rngs = [self._rngs[row] for row in rows]
         for name in ("_tile", "_known", "_possible", "_episodes", "_size", "_letters", "_distances"):
             setattr(self, name, getattr(self, name)[rows])

@@ -7,7 +7,7 @@ luck, whatever they do and however the maps are batched: their differences are p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,7 +83,12 @@ class Luck(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """All episodes of one policy on n maps. Arrays are [map, episode]; steps beyond an episode's end hold -1."""
+    """All episodes of one policy on n maps, equally many on each, as arrays [map, episode].
+
+    For statistics, which compare the k-th episodes of many maps; so every map has as many, and what is known about the
+    game but not to the player stands beside them (epsilon, shortest paths). `episodes` makes `Episode` objects of them,
+    for histories. Steps beyond an episode's end hold -1.
+    """
 
     policy: str
     maps: list[TileGame]
@@ -100,11 +105,6 @@ class Records:
         """bool [n, episodes]: the goal was reached."""
         return self.outcome == GOAL
 
-    @property
-    def return_(self) -> np.ndarray:
-        """float32 [n, episodes]: sum of rewards, 1 for a goal and 0 otherwise (not discounted)."""
-        return self.success.astype(np.float32)
-
     def episodes(self, map_index: int) -> list[Episode]:
         """The full traces of one map, in the order played."""
         traces = []
@@ -113,21 +113,6 @@ class Records:
             actions = self.actions[map_index, episode, :steps].tolist()
             traces.append(Episode(tuple(tiles), tuple(actions), OUTCOMES[int(self.outcome[map_index, episode])]))
         return traces
-
-    def rows(self) -> Iterator[dict]:
-        """One tidy row per map and episode, in that order."""
-        for i, lake in enumerate(self.maps):
-            for episode, epsilon in enumerate(self.epsilon):
-                yield {
-                    "policy": self.policy,
-                    "map": lake.id,
-                    "episode": episode,
-                    "epsilon": float(epsilon),
-                    "success": int(self.success[i, episode]),
-                    "steps": int(self.steps[i, episode]),
-                    "optimal_steps": int(self.optimal_steps[i, episode]),
-                    "outcome": OUTCOMES[int(self.outcome[i, episode])],
-                }
 
 
 def rollout(
@@ -172,7 +157,7 @@ def rollout(
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
         for first in range(0, n, batch_maps):
             rows = np.arange(first, min(first + batch_maps, n))
-            policy.start([games[row] for row in rows], [np.random.default_rng([seed, 3, row]) for row in rows])
+            policy.start([games[row] for row in rows], [np.random.default_rng([seed, 3, int(row)]) for row in rows])
             _play(policy, rows, luck, records, step_limit, bar)
     return records
 
@@ -198,7 +183,8 @@ def _play(policy: Policy, rows: np.ndarray, luck: Luck, records: Records, step_l
             go_on = np.flatnonzero(~done)
             if not len(go_on):
                 return
-            env.keep(go_on), policy.keep(go_on)
+            env.keep(go_on)
+            policy.keep(go_on)
             step = Step(*(column[go_on] for column in step))
             rows, episode, time, ended = rows[go_on], episode[go_on], time[go_on], ended[go_on]
             distances = distances[go_on]

@@ -9,16 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icrl_utils.play.rollout import Records, epsilon_schedule
-from icrl_utils.plots.lakes import (
-    without_leading_zero,
-)
-from icrl_utils.plots.style import GREY, INK, PALE, color_of, new_figure, styled
+from icrl_utils.plots.style import GREY, INK, PALE, color_of, new_figure, styled, without_leading_zero
 from icrl_utils.statistics import interval
 
 Curves = Mapping[str, "Records | np.ndarray"] | Sequence[Records] | Records
-
-
-# ---------------------------------------------------------------------------------------------------- learning curves
 
 
 @styled

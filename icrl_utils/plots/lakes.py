@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,18 +17,19 @@ from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import ACTIONS, LakeMap, TileGame
 from icrl_utils.plots.style import (
     BLUE,
-    FOG,
-    GOAL_TILE,
+    FOG_COLOR,
+    GOAL_COLOR,
     GREEN,
     GREY,
-    ICE,
+    ICE_COLOR,
     INK,
     PALE,
     RED,
-    START_TILE,
-    WATER,
+    START_COLOR,
+    WATER_COLOR,
     YELLOW,
     new_figure,
+    short_number,
     styled,
 )
 
@@ -132,10 +132,10 @@ def tile_places(game: TileGame) -> np.ndarray:
     place, x = np.full((game.n_tiles, 2), np.nan), 0.0
     longest = int(game.distances.max())
     dead_ends = [tile for tile in reached if game.distances[tile] < 0 and tile not in game.holes]
-    columns = [dead_ends, *([t for t in reached if game.distances[t] == d] for d in range(longest, -1, -1))]
-    for column in [*columns, [tile for tile in reached if tile in game.holes]]:
-        for first in range(0, len(column), 5):
-            part = sorted(column)[first : first + 5]
+    groups = [dead_ends, *([t for t in reached if game.distances[t] == d] for d in range(longest, -1, -1))]
+    for group in [*groups, [tile for tile in reached if tile in game.holes]]:
+        for first in range(0, len(group), 5):
+            part = sorted(group)[first : first + 5]
             place[part] = [(x, 1.4 * y) for y in range(len(part))]
             x += 1.7
     return place
@@ -157,13 +157,13 @@ def draw_lake(ax: Axes, lake_map: TileGame, known: Collection[int] | None = None
         if np.isnan(row):
             continue
         in_fog = known is not None and tile not in known
-        face = FOG if in_fog else {"S": START_TILE, "G": GOAL_TILE}.get(letter, ICE)
+        face = FOG_COLOR if in_fog else {"S": START_COLOR, "G": GOAL_COLOR}.get(letter, ICE_COLOR)
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
         if in_fog:
             ax.text(column + 0.5, row + 0.52, "?", ha="center", va="center", color=GREY, fontsize=13 * shrink)
             continue
         if letter == "H":
-            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER))
+            ax.add_patch(Circle((column + 0.53, row + 0.55), 0.32, color=WATER_COLOR))
         elif letter == "G":
             ax.plot(column + 0.5, row + 0.5, marker="*", markersize=19 * shrink, color=GREEN, zorder=2)
         elif letter == "S":
@@ -207,26 +207,13 @@ def draw_path(ax: Axes, lake_map: TileGame, episode: Episode, color: str = BLUE)
 
 def _known_tiles(lake_map: TileGame, episode: Episode) -> list[int]:
     """The tiles of an episode; one parsed from ``compact`` text does not tell the last, but the map does."""
-    tiles = list(episode.tiles)
-    if tiles[-1] is None:
-        tiles[-1] = int(lake_map.next_tile[tiles[-2], episode.actions[-1]])
+    tiles = [tile for tile in episode.tiles if tile is not None]
+    if len(tiles) < len(episode.tiles):
+        tiles.append(int(lake_map.next_tile[tiles[-1], episode.actions[-1]]))
     return tiles
 
 
 Q_COLOURS = plt.get_cmap("cividis")
-
-
-def short_number(value: float) -> str:
-    """Two decimals, and no zero before the point: ``.50``, ``-.05``, ``10.25``. From 1,000 on, where decimals have no
-    room, ``1234``, and from 100,000 on ``1.2e+05``."""
-    size = abs(value)
-    text = f"{value:z.2f}" if size < 999.995 else f"{value:.0f}" if size < 99_999.5 else f"{value:.1e}"
-    return without_leading_zero(text)
-
-
-def without_leading_zero(text: str) -> str:
-    """``0.5`` -> ``.5``, ``-0.5`` -> ``-.5``; the zero of ``10.5`` and a lone ``0`` stay."""
-    return re.sub(r"^(-?)0\.", r"\1.", text)
 
 
 def _norm_of(q: np.ndarray) -> Normalize:
@@ -254,9 +241,9 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
                 [*triangle, origin + 0.5], facecolor=Q_COLOURS(norm(value)), edgecolor="white", linewidth=0.6
             )
             ax.add_patch(patch)
-            at = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
+            x, y = triangle.mean(axis=0) * 0.66 + (origin + 0.5) * 0.34
             ink = INK if norm(value) > 0.5 else "white"
-            ax.text(*at, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
+            ax.text(x, y, short_number(value), ha="center", va="center", fontsize=fontsize, color=ink, zorder=5)
         is_best = q[tile] > q[tile].max() - 1e-9
         for best in np.flatnonzero(is_best & ~is_best.all()):
             triangle = origin + 0.5 + (corners[[best, (best + 1) % 4]] - 0.5) * 0.93
@@ -270,7 +257,7 @@ def _draw_q(ax: Axes, lake_map: LakeMap, q: np.ndarray, norm: Normalize, fontsiz
 
 # ---------------------------------------------------------------------------------------------------------- history
 
-KINDS = {  # kind of a token -> colour of its box
+TOKEN_COLORS = {  # kind of a token -> colour of its box
     "tile": "#D6E9F5",
     "action": "#FBDFB0",
     "goal": "#BFE5D6",
@@ -322,7 +309,7 @@ def plot_history_tokens(
     for t, (word, (x, line), wide) in enumerate(zip(words, places, box_width, strict=True)):
         y = 0.18 + line * line_height
         ax.add_patch(FancyBboxPatch(
-            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=KINDS[token_kind(word)],
+            (x + 0.03, y), wide - 0.06, 0.26, boxstyle="round,pad=0.03", facecolor=TOKEN_COLORS[token_kind(word)],
             edgecolor=GREY, linewidth=0.6,
         ))  # fmt: skip
         ax.text(x + wide / 2, y + 0.135, word, ha="center", va="center", fontsize=9, color=INK)
@@ -340,7 +327,7 @@ def _legend(ax: Axes, kinds: Collection[str], y: float) -> None:
     ax.text(0.2, y, "decision: Q is read here, just before the action word", fontsize=8, color=GREY, va="center")
     x = 3.7
     for kind in kinds:
-        ax.add_patch(Rectangle((x, y - 0.07), 0.14, 0.14, facecolor=KINDS[kind], edgecolor=GREY, linewidth=0.6))
+        ax.add_patch(Rectangle((x, y - 0.07), 0.14, 0.14, facecolor=TOKEN_COLORS[kind], edgecolor=GREY, linewidth=0.6))
         ax.text(x + 0.2, y, kind, fontsize=8, color=GREY, va="center")
         x += 0.4 + 0.075 * len(kind)
 

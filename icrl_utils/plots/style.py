@@ -1,12 +1,14 @@
-"""The look of every figure: colours, one for each player, and how a figure begins and ends.
+"""The look of every figure: colours, one for each player, how a figure begins and ends, how it writes numbers.
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart; none carries a meaning alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,8 +21,8 @@ BLUE, ORANGE, GREEN, SKY, PINK, RED, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442",
 )  # fmt: skip
 INK, GREY, PALE = "#222222", "#767676", "#E9ECEF"
-ICE, WATER, START_TILE, GOAL_TILE, FOG = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
-STYLE = {
+ICE_COLOR, WATER_COLOR, START_COLOR, GOAL_COLOR, FOG_COLOR = "#EAF4FA", "#33475B", "#FFF3C4", "#C8EBDC", "#D5D8DC"
+STYLE: dict[Any, Any] = {  # keys are names of matplotlib's settings
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -73,3 +75,16 @@ _MORE_COLORS = ("#3B8EA5", "#A23B72", "#4D7C0F", "#B5651D", "#5B5EA6")
 def color_of(policy: str, index: int = 0) -> str:
     """The colour of a policy; ``index`` chooses one for names that no other figure has."""
     return POLICY_COLORS.get(policy) or _MORE_COLORS[index % len(_MORE_COLORS)]
+
+
+def short_number(value: float) -> str:
+    """Two decimals, and no zero before the point: ``.50``, ``-.05``, ``10.25``. From 1,000 on, where decimals have no
+    room, ``1234``, and from 100,000 on ``1.2e+05``."""
+    size = abs(value)
+    text = f"{value:z.2f}" if size < 999.995 else f"{value:.0f}" if size < 99_999.5 else f"{value:.1e}"
+    return without_leading_zero(text)
+
+
+def without_leading_zero(text: str) -> str:
+    """``0.5`` -> ``.5``, ``-0.5`` -> ``-.5``; the zero of ``10.5`` and a lone ``0`` stay."""
+    return re.sub(r"^(-?)0\.", r"\1.", text)

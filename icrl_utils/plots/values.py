@@ -1,9 +1,10 @@
-"""Pictures of values, of how they are learned, of costs and of training runs."""
+"""Pictures of numbers: costs of histories, Q-values, replay and probes, training runs, any curves and intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ from icrl_utils.plots.style import (
     PINK,
     RED,
     SKY,
-    WATER,
+    WATER_COLOR,
     YELLOW,
     color_of,
     new_figure,
@@ -32,7 +33,7 @@ from icrl_utils.plots.style import (
 )
 from icrl_utils.statistics import Interval
 
-# ------------------------------------------------------------------------------------------------------------- costs
+# ---------------------------------------------------------------------------------------------------------------- costs
 
 
 @styled
@@ -58,7 +59,7 @@ def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ values
+# --------------------------------------------------------------------------------------------------------------- values
 
 
 @styled
@@ -96,6 +97,22 @@ def plot_q_bars(
 
 
 @styled
+def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarray, title: str = "") -> Figure:
+    """Learned values against exact ones, one panel a moment: panel title -> float [...] of the shape of ``exact``."""
+    figure, axes = new_figure(0.5 + 2.75 * len(learned), 3.1, 1, len(learned), sharex=True, sharey=True)
+    for ax, (panel, values) in zip(axes[0], learned.items(), strict=True):
+        error = float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
+        ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
+        ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+    axes[0, 0].set_ylabel("learned Q")
+    figure.supxlabel("exact Q*", fontsize=10)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
 def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     """Q against the exact value on the graph of transitions that a context has already shown.
 
@@ -112,8 +129,8 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     figure, axes = new_figure(8.4, 0.42 * len(kinds) * max(1, 0.6 * len(policies)) + 1.3)
     ax = axes[0, 0]
     for place, kind in enumerate(kinds):
-        exact = [row.get("exact") for row in rows if row["kind"] == kind]
-        exact = np.array(["nan" if value in ("", None) else value for value in exact], float)  # 0 is a value
+        told = [row.get("exact") for row in rows if row["kind"] == kind]
+        exact = np.array(["nan" if value in ("", None) else value for value in told], float)  # 0 is a value
         exact = exact[~np.isnan(exact)]
         if len(exact):
             ax.vlines(exact.mean(), place - 0.42, place + 0.42, color=INK, linewidth=2.2, zorder=4)
@@ -140,7 +157,63 @@ def plot_calibration(rows: Iterable[Mapping], title: str = "") -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# ---------------------------------------------------------------------------------------------------- replay and probes
+
+OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER_COLOR, LIMIT: YELLOW}
+
+
+@styled
+def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") -> Figure:
+    """Slices of replay as rows of episodes, coloured by how they ended: panel title -> per slice its outcomes."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    height = max(len(slices) for slices in panels.values())
+    figure, axes = new_figure(9.2, 0.6 + rows * (0.45 + 0.145 * height), rows, columns, sharex=True)
+    for ax, (panel, slices) in zip(axes.flat, panels.items(), strict=False):
+        for line, outcomes in enumerate(slices):
+            colors = [OUTCOME_COLORS[int(outcome)] for outcome in outcomes]
+            ax.barh([line] * len(outcomes), 0.86, left=np.arange(len(outcomes)), height=0.78, color=colors)
+        goals = np.mean([outcome == GOAL for slice_ in slices for outcome in slice_])
+        ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
+        ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
+        ax.spines["left"].set_visible(False)
+    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
+    handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
+               ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+@styled
+def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Probe environments: the value wanted, the value learned, and the one learned with one ingredient broken.
+
+    Args:
+        rows: each with ``probe``, ``wanted``, ``learned``, ``broken`` (values) and ``damage`` (what was broken).
+    """
+    figure, axes = new_figure(8.8, 0.62 * len(rows) + 1.1)
+    ax = axes[0, 0]
+    for place, row in enumerate(rows):
+        ax.vlines(row["wanted"], place - 0.32, place + 0.32, color=INK, linewidth=2.4, zorder=2)
+        ax.plot(row["learned"], place, "o", color=BLUE, markersize=9, zorder=4)
+        ax.plot(row["broken"], place, "X", color=RED, markersize=9, zorder=3)
+        side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
+        ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
+    ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
+    ax.grid(axis="x")
+    handles = [
+        Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
+        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=8, label="learned"),
+        Line2D([], [], color=RED, marker="X", linestyle="", markersize=8, label="learned, one ingredient broken"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- training
 
 _PANELS = {  # panel title -> columns of train_log.csv that it shows, where they are
     "TD error (mean square)": ("td_error",),
@@ -203,8 +276,11 @@ def plot_training_log(logs: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
 def _column(rows: Sequence[Mapping], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of the rows that have this column."""
     pairs = [(float(row["tokens"]), float(row[column])) for row in rows if row.get(column) not in ("", None)]
-    return tuple(np.array(pairs, float).reshape(-1, 2).T)
+    tokens, values = np.array(pairs, float).reshape(-1, 2).T
+    return tokens, values
 
+
+# ---------------------------------------------------------------------------------------------------------- any numbers
 
 LINE_COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
 Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -254,84 +330,14 @@ def plot_lines(
         axes[0, 0].set_ylim(*ylim)
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
-    handles = {}
+    handles: dict[str, Any] = {}
     for ax in axes.flat:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     if len(handles) > 1 and len(panels) == 1:
         axes[0, 0].legend(handles.values(), handles.keys(), fontsize=8.5)
     elif len(handles) > 1:
-        names = {"ncols": min(4, len(handles)), "fontsize": 8.5, "loc": "outside upper right"}
-        figure.legend(handles.values(), handles.keys(), **names)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-OUTCOME_COLORS = {GOAL: GREEN, HOLE: WATER, LIMIT: YELLOW}
-
-
-@styled
-def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") -> Figure:
-    """Slices of replay as rows of episodes, coloured by how they ended: panel title -> per slice its outcomes."""
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    height = max(len(slices) for slices in panels.values())
-    figure, axes = new_figure(9.2, 0.6 + rows * (0.45 + 0.145 * height), rows, columns, sharex=True)
-    for ax, (panel, slices) in zip(axes.flat, panels.items(), strict=False):
-        for line, outcomes in enumerate(slices):
-            colors = [OUTCOME_COLORS[int(outcome)] for outcome in outcomes]
-            ax.barh([line] * len(outcomes), 0.86, left=np.arange(len(outcomes)), height=0.78, color=colors)
-        goals = np.mean([outcome == GOAL for slice_ in slices for outcome in slice_])
-        ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
-        ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
-        ax.spines["left"].set_visible(False)
-    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
-    handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
-               ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-@styled
-def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
-    """Probe environments: the value wanted, the value learned, and the one learned with one ingredient broken.
-
-    Args:
-        rows: each with ``probe``, ``wanted``, ``learned``, ``broken`` (values) and ``damage`` (what was broken).
-    """
-    figure, axes = new_figure(8.8, 0.62 * len(rows) + 1.1)
-    ax = axes[0, 0]
-    for place, row in enumerate(rows):
-        ax.vlines(row["wanted"], place - 0.32, place + 0.32, color=INK, linewidth=2.4, zorder=2)
-        ax.plot(row["learned"], place, "o", color=BLUE, markersize=9, zorder=4)
-        ax.plot(row["broken"], place, "X", color=RED, markersize=9, zorder=3)
-        side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
-        ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
-    ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
-    ax.grid(axis="x")
-    handles = [
-        Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
-        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=8, label="learned"),
-        Line2D([], [], color=RED, marker="X", linestyle="", markersize=8, label="learned, one ingredient broken"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    return figure
-
-
-@styled
-def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarray, title: str = "") -> Figure:
-    """Learned values against exact ones, one panel a moment: panel title -> float [...] of the shape of ``exact``."""
-    figure, axes = new_figure(0.5 + 2.75 * len(learned), 3.1, 1, len(learned), sharex=True, sharey=True)
-    for ax, (panel, values) in zip(axes[0], learned.items(), strict=True):
-        error = float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
-        ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
-        ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
-        ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
-        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
-    axes[0, 0].set_ylabel("learned Q")
-    figure.supxlabel("exact Q*", fontsize=10)
+        columns = min(4, len(handles))
+        figure.legend(handles.values(), handles.keys(), ncols=columns, fontsize=8.5, loc="outside upper right")
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import cast
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_utils.dqn import dqn
-from icrl_utils.dqn.dqn import q_and_targets
+from icrl_utils.dqn.dqn import polyak_update, q_and_targets, td_loss
 from icrl_utils.dqn.replay import make_batch
 from icrl_utils.hardware import compile_network, matmul_peak
 from icrl_utils.history.format import HistoryFormat
@@ -31,7 +31,7 @@ from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import training_source
-from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
 LLAMA_3_VOCABULARY = 128_256
@@ -129,7 +129,7 @@ class Rereader:
         self.agent = agent
 
     def start(self, maps, rngs) -> None:
-        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs)
+        self.ids, self.choice = np.zeros(0, np.int64), Choice(self.agent.temperature, rngs, self.agent.patience)
 
     def act(self, step) -> np.ndarray:
         new = self.agent.format.encode_steps(*step)[0]
@@ -216,12 +216,12 @@ def bench_train(profile: Profile | None = None, seed: int = 0) -> dict[str, floa
 
     def step(net: nn.Module) -> None:
         z, y, logits = q_and_targets(net, model, batch, config.readout, config.gamma, config.consistent, observation)
-        loss = dqn.td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
-        (loss + config.world_model * world_model_loss(logits, batch.ids, action_ids)).backward()
+        loss = td_loss(z, batch.action, y, batch.has_target, config.loss) / batch.has_target.sum()
+        (loss + config.world_model * world_model_loss(cast(Tensor, logits), batch.ids, action_ids)).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        dqn.polyak_update(target, online, config.polyak)
+        polyak_update(target, online, config.polyak)
 
     folds = {"peft": False, "folded": True, "compiled": True}
     ways = {name: QNetwork(model, history.action_ids, config.readout, fold) for name, fold in folds.items()}

@@ -3,7 +3,7 @@
 True shapes with random weights: time and memory do not depend on what a model has learnt, so no checkpoint is
 needed. A profile that trains on a GPU is measured there, at the shape of the model and of the steps that it trains
 (``--profile full``: Llama 3.1 8B, ``--profile t4``: SmolLM2-360M). Every other profile measures a small twin with Llama
-3's vocabulary on the CPU. On a GPU the rows are kept in assets/results/bench_gpu.csv.
+3's vocabulary on the CPU. On a GPU the rows are kept in build/results/bench_gpu.csv.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,18 +23,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from icrl_utils.dqn import dqn
-from icrl_utils.dqn.dqn import q_and_targets
+from icrl_utils.dqn.dqn import polyak_update, q_and_targets, td_loss, td_targets
 from icrl_utils.dqn.replay import Batch
 from icrl_utils.hardware import compute_dtype, device_name, matmul_peak
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
-from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
+from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap
 from icrl_utils.llama.adapters import (
     ONLINE,
     TARGET,
     adapter_parameters,
     add_adapters,
+    causal_lm,
     checkpoint_activations,
     keep_dtype,
     target_network,
@@ -42,13 +43,14 @@ from icrl_utils.llama.agent import Agent
 from icrl_utils.llama.load import load_llama
 from icrl_utils.llama.memory import GIB, SHAPES, plan
 from icrl_utils.llama.readout import QNetwork, QReadout, take
-from icrl_utils.paths import ASSETS
+from icrl_utils.paths import BUILD, write_csv
+from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import rollout
 from icrl_utils.profiles import Profile
 from icrl_utils.tools.bench import LLAMA_3_VOCABULARY, peak_bytes, seconds
-from icrl_utils.training.runs import make_optimizers, write_csv
+from icrl_utils.training.optimizers import make_optimizers
 
-RESULTS = ASSETS / "results" / "bench_gpu.csv"
+RESULTS = BUILD / "results" / "bench_gpu.csv"
 COLUMNS = (
     "bench", "shape", "way", "device", "work", "seconds", "peak_bytes", "planned_bytes", "per_second", "of_peak",
 )  # fmt: skip
@@ -100,20 +102,21 @@ class Way:
 
 def our_loss(net: QNetwork, batch: Batch) -> Tensor:
     """Hidden states at decisions times four rows, see `dqn.q_and_targets`."""
-    z, y, _ = q_and_targets(net, net.model, batch, net.readout, GAMMA)
-    return dqn.td_loss(z, batch.action, y, batch.has_target, "mse")
+    z, y, _ = q_and_targets(net, cast(PeftModel, net.model), batch, net.readout, GAMMA)
+    return td_loss(z, batch.action, y, batch.has_target, "mse")
 
 
 def paper_loss(net: QNetwork, batch: Batch) -> Tensor:
     """The paper's way, written from its description: logits of the whole vocabulary at every position, of both
     networks; the bootstrap's maximum runs over all words; the language-modelling losses of actions and of
     observations have weight 0, yet their log-softmax takes part in the backward pass."""
-    with target_network(net.model):
-        q_target = net.model(input_ids=batch.ids, use_cache=False).logits
-    q = net.model(input_ids=batch.ids, use_cache=False).logits
+    model = cast(PeftModel, net.model)
+    with target_network(model):
+        q_target = model(input_ids=batch.ids, use_cache=False).logits
+    q = model(input_ids=batch.ids, use_cache=False).logits
     z = take(q, batch.position).float()
-    y = dqn.td_targets(z.detach(), take(q_target, batch.position).float(), batch.reward, batch.terminated, GAMMA)
-    loss = dqn.td_loss(z, net.action_ids[batch.action], y, batch.has_target, "mse")
+    y = td_targets(z.detach(), take(q_target, batch.position).float(), batch.reward, batch.terminated, GAMMA)
+    loss = td_loss(z, net.action_ids[batch.action], y, batch.has_target, "mse")
     surprise = -torch.log_softmax(q[:, :-1], -1, dtype=torch.float32).gather(-1, batch.ids[:, 1:, None])
     is_action = torch.isin(batch.ids[:, 1:], net.action_ids)[..., None]
     return loss + 0.0 * (surprise * is_action).sum() + 0.0 * (surprise * ~is_action).sum()
@@ -145,7 +148,7 @@ def bench_step_real(profile: Profile | None = None, seed: int = 0) -> list[dict]
     history = HistoryFormat("paper", make_paper_tokenizer())
     batch = make_random_batch(workload, history.action_ids, seed).to(device)
     peak, tokens = matmul_peak(device, dtype), batch.ids.numel()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as checkpoint:
         save_random_llama(workload.config, checkpoint, dtype, device, seed)
         for name, way in ways(workload, device).items():
@@ -188,8 +191,8 @@ def make_random_batch(workload: Workload, action_ids: np.ndarray, seed: int) -> 
     terminated = rng.random(action.shape) < 0.1
     has_target = terminated | (np.arange(len(position)) < len(position) - 1)
     columns = ids, np.tile(position, (len(ids), 1)), action, terminated.astype(np.float32), terminated, has_target
-    columns += (np.zeros_like(action),)  # tiles: no loss here asks for them
-    return Batch(*map(torch.from_numpy, columns))
+    no_tiles = np.zeros_like(action)  # no loss here asks for them
+    return Batch(*map(torch.from_numpy, (*columns, no_tiles)))
 
 
 def save_random_llama(config: LlamaConfig, folder: str, dtype: torch.dtype, device: torch.device, seed: int) -> None:
@@ -220,7 +223,7 @@ def make_step(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        dqn.polyak_update(target, online, 0.1)
+        polyak_update(target, online, 0.1)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -291,8 +294,11 @@ def bench_rollout_real(profile: Profile | None = None, seed: int = 0) -> list[di
     with tempfile.TemporaryDirectory() as checkpoint:
         save_random_llama(workload.config, checkpoint, dtype, device, seed)
         model = load_llama(checkpoint, None, device, dtype)
-    policies = {"ours": (Agent(model, history, QReadout()), maps), "generate": (Generator(model, history), maps[:1])}
-    rows = []
+    policies: dict[str, tuple[Policy, list[LakeMap]]] = {
+        "ours": (Agent(model, history, QReadout()), maps),
+        "generate": (Generator(causal_lm(model), history), maps[:1]),
+    }
+    rows: list[dict[str, Any]] = []
     for name, (policy, lakes) in policies.items():
         rollout(policy, lakes[:1], [0.0], seed)  # the first forward pass of a process is slow
         begin = time.perf_counter()

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -23,7 +24,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from tqdm.auto import tqdm
 
-from icrl_utils.paths import BUILD, ROOT, atomically
+from icrl_utils.paths import BUILD, ROOT, atomically, check_writable, portable_path
 from icrl_utils.profiles import PROFILES, Profile
 
 REPOSITORY_URL = ""  # where the course is published; set-up cell and Colab badge follow. Empty: the badge is hidden
@@ -116,7 +117,8 @@ def execute(notebook: NotebookNode, profile: Profile, title: str, progress: bool
 
         def after_cell(cell, cell_index):
             nonlocal peak
-            peak = max(peak, _peak_memory_gb(client.km.provisioner.pid))
+            kernel: Any = client.km  # a kernel that has run a cell is there, and of this machine
+            peak = max(peak, _peak_memory_gb(kernel.provisioner.pid))
             bar.update(cell_index + 1 - bar.n)
 
         client = NotebookClient(
@@ -143,8 +145,8 @@ def require_pictures(notebook: NotebookNode, title: str) -> None:
         plot = _plot_at_the_end(cell)
         if plot and not any("image/png" in output.get("data", {}) for output in cell.outputs):
             raise RuntimeError(
-                f"{title}: cell {index} ends with {plot}(...), and shows no picture. It needs matplotlib's inline "
-                "backend: does a cell before it choose another one, by matplotlib.use or plt.switch_backend?"
+                f"{title}: cell {index} ends with {plot}(...), and shows no picture. It needs the picture "
+                "formats that `%matplotlib inline` switches on: does a cell before it switch them off?"
             )
 
 
@@ -161,7 +163,7 @@ def _plot_at_the_end(cell: NotebookNode) -> str | None:
 def _peak_memory_gb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status")
     if status.exists():  # Linux keeps the high-water mark, in kB
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text()).group(1)) * 1024 / 1e9
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM:")) * 1024 / 1e9
     memory = psutil.Process(pid).memory_info()
     return getattr(memory, "peak_wset", memory.rss) / 1e9
 
@@ -208,6 +210,8 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
     if write and profile is not PROFILES["cpu"]:
         raise ValueError(f"--write with profile {profile.name!r}: committed notebooks show the cpu profile.")
     target, report, start = BUILD / "notebooks", [], time.perf_counter()
+    for folder in [target, NOTEBOOKS] if write else [target]:
+        check_writable(folder, "notebooks")
     for source in sources(only):
         notebook, began = build(source), time.perf_counter()
         path = target / f"{source.stem}.ipynb"
@@ -217,7 +221,7 @@ def run_course(profile: Profile, only: list[str] | tuple[str, ...] = (), write: 
             write_notebook(clean(notebook), path)
             raise RuntimeError(
                 f"{source.stem} failed with {error.ename}: {error.evalue}\n"
-                f"The failing cell and its traceback are at the end of the outputs in {path.relative_to(ROOT)}."
+                f"The failing cell and its traceback are at the end of the outputs in {portable_path(path)}."
             ) from error
         write_notebook(clean(notebook), path)
         require_pictures(notebook, source.stem)

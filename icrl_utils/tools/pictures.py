@@ -5,7 +5,6 @@ They are drawings, not results: nothing in them is computed by a trained model.
 
 from __future__ import annotations
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -15,7 +14,7 @@ from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.paths import ASSETS, ROOT
-from icrl_utils.plots.lakes import KINDS, draw_lake, draw_path, token_kind
+from icrl_utils.plots.lakes import TOKEN_COLORS, draw_lake, draw_path, token_kind
 from icrl_utils.plots.style import ARROWS, BLUE, GREY, INK, PALE, RED, new_figure, styled
 
 EXAMPLE = LakeMap(("FFFG", "FFFH", "SFHF", "FHFF"))  # the running example: number 430 of the held-out maps
@@ -80,11 +79,10 @@ def picture_02() -> Figure:
         ax.add_patch(Rectangle((3.45 + 0.18 * i, 3.0), 0.18, 0.26, facecolor=PALE, edgecolor=GREY, linewidth=0.6))
     ax.text(3.35, 3.13, "hidden state h at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
     _arrow(ax, (5.2, 3.13), (6.1, 3.13))
-    rows = np.arange(15)
     actions = {4: "left", 7: "down", 8: "right", 12: "up"}
-    for row in rows:
+    for row in range(15):
         y = 3.35 - 0.235 * row
-        face = KINDS["action"] if row in actions else "white"
+        face = TOKEN_COLORS["action"] if row in actions else "white"
         ax.add_patch(Rectangle((6.2, y), 2.0, 0.2, facecolor=face, edgecolor=GREY, linewidth=0.5))
         if row in actions:
             ax.text(6.28, y + 0.1, f"row of “{actions[row]}”", fontsize=7.5, va="center")
@@ -138,8 +136,10 @@ def picture_04() -> Figure:
         ax.add_patch(Rectangle((0.3, y), 3.6, 0.5, facecolor=PALE, edgecolor=GREY, linewidth=0.8))
         ax.text(2.1, y + 0.25, "W  frozen", ha="center", va="center", fontsize=9, color=GREY)
         ax.text(4.15, y + 0.25, "+", ha="center", va="center", fontsize=11)
-        ax.add_patch(Rectangle((4.4, y), 0.2, 0.5, facecolor=KINDS["action"], edgecolor=GREY, linewidth=0.8))
-        ax.add_patch(Rectangle((4.7, y + 0.15), 0.9, 0.2, facecolor=KINDS["action"], edgecolor=GREY, linewidth=0.8))
+        ax.add_patch(Rectangle((4.4, y), 0.2, 0.5, facecolor=TOKEN_COLORS["action"], edgecolor=GREY, linewidth=0.8))
+        ax.add_patch(
+            Rectangle((4.7, y + 0.15), 0.9, 0.2, facecolor=TOKEN_COLORS["action"], edgecolor=GREY, linewidth=0.8)
+        )
         ax.text(5.75, y + 0.25, "B A", fontsize=9, va="center")
     _arrow(ax, (2.1, 0.8), (2.1, 1.25))
     _arrow(ax, (6.3, 3.53), (7.4, 3.53))
@@ -200,7 +200,9 @@ def _tokens(
 ) -> None:
     for t, word in enumerate(words):
         wide = width or 0.2 + 0.125 * len(word)
-        ax.add_patch(Rectangle((x, y), wide, 0.4, facecolor=KINDS[token_kind(word)], edgecolor=GREY, linewidth=0.6))
+        ax.add_patch(
+            Rectangle((x, y), wide, 0.4, facecolor=TOKEN_COLORS[token_kind(word)], edgecolor=GREY, linewidth=0.6)
+        )
         ax.text(x + wide / 2, y + 0.19, word, ha="center", va="center", fontsize=8.5)
         if ids:
             at = x + wide / 2, y - 0.25

@@ -7,22 +7,45 @@ import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from icrl_utils.dqn.replay import check_order
 from icrl_utils.llama.readout import QReadout
 from icrl_utils.paths import portable_path
 from icrl_utils.play.collect import Behaviour
-from icrl_utils.play.policy import check_temperature
 from icrl_utils.profiles import PROFILES, Profile
+from icrl_utils.ranges import LARGEST_INT16, checked_seed, positive_number, real_number, whole_number
+
+AT_LEAST = {  # the least value of every whole number, and of the real ones that may be 0
+    "steps": 1, "slices": 1, "slice_tokens": 4, "warmup": 0, "steps_per_chunk": 1, "workers": 0, "log_every": 1,
+    "eval_every": 1, "eval_maps": 1, "eval_step_limit": 1, "save_every": 1, "stretch": 1, "hidden": 4, "layers": 1,
+    "heads": 1, "rank": 1, "map_pool": 0, "weight_decay": 0.0, "relabel": 0.0, "lr_matrix": 0.0, "lr_other": 0.0,
+    "gamma": 0.0, "world_model": 0.0, "temperature": 0.0, "offset": -math.inf,
+}  # fmt: skip
+ABOVE_ZERO = ("clip", "minutes", "rope_theta", "lr", "polyak", "scale")
+AT_MOST = {"relabel": 1.0, "gamma": 1.0, "polyak": 1.0}
+
+
+def checked_number(name: str, value: object) -> int | float:
+    """The value of the field ``name`` of a config, as a plain int or float. Raises ValueError out of its range."""
+    if name == "seed":
+        return checked_seed(value)
+    if name == "minutes" and value == math.inf:
+        return math.inf
+    if name in ABOVE_ZERO:
+        return positive_number(name, value, AT_MOST.get(name, math.inf))
+    low = AT_LEAST[name]
+    if isinstance(low, int):
+        return whole_number(name, value, low, LARGEST_INT16 if name == "eval_step_limit" else None)
+    return real_number(name, value, low, AT_MOST.get(name, math.inf))
 
 
 @dataclass
 class RunConfig:
     """What both loops share. Raises ValueError when a value cannot work."""
 
-    out: str
-    base: str
+    out: str = ""
+    base: str = ""
     seed: int = 0
     steps: int = 2400
     slices: int = 10  # of an optimizer step, over all processes
@@ -41,7 +64,7 @@ class RunConfig:
     eval_maps: int = 64
     eval_step_limit: int = 30  # in evaluations during training: loops are cut off early, success is a lower bound
     save_every: int = 200
-    minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time
+    minutes: float = math.inf  # stop cleanly, with a checkpoint, after this much wall time, and one step at least
     device: Literal["auto", "cpu"] = "auto"
 
     COMMAND: ClassVar[str]
@@ -56,13 +79,12 @@ class RunConfig:
             value, allowed = getattr(self, name), typing.get_args(hint)
             if typing.get_origin(hint) is Literal and value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(str, allowed))}.")
-        for name in "steps slices steps_per_chunk log_every eval_every eval_maps eval_step_limit save_every".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1.")
-        if self.slice_tokens < 4 or self.slice_tokens % 2:
-            raise ValueError(f"slice_tokens={self.slice_tokens!r} must be even (two tokens a step) and at least 4.")
-        if not 0 <= self.relabel <= 1:
-            raise ValueError(f"relabel={self.relabel!r} is a share of the slices: pass a number from 0 to 1.")
+            if hint is bool and not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: pass True or False.")
+            if hint in (int, float):
+                setattr(self, name, checked_number(name, value))
+        if self.slice_tokens % 2:
+            raise ValueError(f"slice_tokens={self.slice_tokens!r} must be even: compact text has two tokens a step.")
 
     @property
     def step_tokens(self) -> int:
@@ -112,10 +134,15 @@ class PretrainConfig(RunConfig):
                 f"history='paper' with relabel={self.relabel!r}: only compact histories have one token for each tile "
                 "that could be exchanged; set relabel to 0."
             )
-        if self.stretch < 1 or self.slices % self.stretch:
+        if self.slices % self.stretch:
             raise ValueError(
                 f"stretch={self.stretch!r} must divide slices={self.slices!r}: so many are joined to one; choose 1 for "
                 "slices of one length."
+            )
+        if not self.base and self.hidden % (2 * self.heads):  # rotary positions turn features in pairs
+            raise ValueError(
+                f"hidden={self.hidden!r} with heads={self.heads!r}: the features are shared evenly by the heads, an "
+                f"even number for each; choose a multiple of {2 * self.heads}."
             )
 
     def slice_shape(self, chunk: int) -> tuple[int, int]:
@@ -133,7 +160,7 @@ class TrainConfig(RunConfig):
     base: str = "assets/tiny-llama"
     out: str = "build/dqn"
     history: Literal["compact", "paper"] = "compact"  # format; "paper" for any Llama but the tiny one
-    quantization: Literal["none", "nf4"] = "none"  # of the base, see real_llama.load_model
+    quantization: Literal["none", "nf4"] = "none"  # of the base, see llama.load.load_llama
     checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     micro_tokens: int | None = None  # at most so many tokens in one forward and backward pass; None: all of a step
     adapter: Literal["lora", "ia3"] = "lora"
@@ -158,12 +185,7 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self.order, self.quality)
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r} is not a discount factor: pass a number from 0 to 1.")
-        if not 0 < self.polyak <= 1:
-            raise ValueError(f"polyak={self.polyak!r}: pass a number above 0 (never moves) up to 1 (no lag).")
-        check_temperature(self.temperature)
-        if self.micro_tokens is not None and self.micro_tokens < self.slice_tokens:
+        if self.micro_tokens is not None and whole_number("micro_tokens", self.micro_tokens, 1) < self.slice_tokens:
             raise ValueError(
                 f"micro_tokens={self.micro_tokens!r} is less than slice_tokens={self.slice_tokens!r}, and a slice "
                 "cannot be cut: shorten the slices, or leave micro_tokens out."
@@ -182,7 +204,8 @@ class TrainConfig(RunConfig):
     @property
     def slices_at_once(self) -> int:
         """Slices in a micro-batch, see ``micro_tokens``."""
-        return (self.micro_tokens or self.step_tokens) // self.slice_tokens
+        tokens = self.step_tokens if self.micro_tokens is None else self.micro_tokens
+        return tokens // self.slice_tokens
 
     @property
     def may_fold(self) -> bool:
@@ -209,7 +232,7 @@ def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:
 
 # -------------------------------------------------------------------------------------------------------- recipes
 
-PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
+PAPER_RECIPE: dict[str, Any] = {  # arXiv 2501.14176 and its released code, one by one
     "quantization": "none",  # the base in bfloat16
     "adapter": "ia3",
     "optimizer": "adamw",
@@ -238,7 +261,8 @@ PAPER_RECIPE = {  # arXiv 2501.14176 and its released code, one by one
     "crossing": True,
     "behaviour": Behaviour(habit_share=0.0, low=0.0, high=1.0),  # a learner, from random to its own greedy play
 }
-RECIPES = {"ours": {}, "paper": PAPER_RECIPE}  # ours: the defaults of `TrainConfig`, which trained the shipped adapter
+# ours: the defaults of `TrainConfig`, which trained the shipped adapter
+RECIPES: dict[str, dict[str, Any]] = {"ours": {}, "paper": PAPER_RECIPE}
 UNLIKE_THE_PAPER = (
     "weight decay spares IA3's scales, which it would pull to 0 instead of to their identity 1",
     "the target adapter is float32; in the paper's bfloat16 small Polyak steps are rounded away",
@@ -249,7 +273,7 @@ UNLIKE_THE_PAPER = (
 )
 
 
-def train_options(profile: Profile, recipe: str = "ours") -> dict[str, object]:
+def train_options(profile: Profile, recipe: str = "ours") -> dict[str, Any]:
     """The fields of `TrainConfig` in which a recipe differs from the defaults, on the model of a profile.
 
     ``ours`` carries the tiny Llama's lessons over to real ones (a bounded loss, LoRA with Muon, the consistent backup,
@@ -261,7 +285,7 @@ def train_options(profile: Profile, recipe: str = "ours") -> dict[str, object]:
     return (_real_options(profile) if profile.history == "paper" else {}) | RECIPES[recipe] | dict(profile.training)
 
 
-def _real_options(profile: Profile) -> dict[str, object]:
+def _real_options(profile: Profile) -> dict[str, Any]:
     """What is different for every real Llama: sizes, memory, a longer wait between reports, and its read-out."""
     steps = profile.train_tokens // (profile.slices * profile.slice_tokens)
     return {

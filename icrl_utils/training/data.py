@@ -17,11 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from icrl_utils.dqn.replay import Batch, SliceSource, make_batch
 from icrl_utils.lake.held_out import training_maps
-from icrl_utils.lake.maps import TRAINING_MAPS
-from icrl_utils.llama.load import (
-    base_folder,
-    load_history,
-)
+from icrl_utils.lake.maps import TRAINING_MAPS, LakeMap, MapDistribution
+from icrl_utils.llama.load import base_folder, load_history
 from icrl_utils.training.configs import RunConfig, TrainConfig
 
 
@@ -55,9 +52,9 @@ def batches(data: Chunks, first_step: int, accelerator: Accelerator) -> Iterator
 def training_source(config: TrainConfig) -> SliceSource:
     """What makes the slices. Of the base it reads config.json and the tokenizer, and raises
     `load.load_history`'s errors about them before anything large is downloaded or allocated."""
-    maps = TRAINING_MAPS
+    maps: MapDistribution | list[LakeMap] = TRAINING_MAPS
     if config.map_pool:
-        maps = training_maps(maps, config.map_pool, np.random.default_rng([config.seed, 2**31]))
+        maps = training_maps(TRAINING_MAPS, config.map_pool, np.random.default_rng([config.seed, 2**31]))
     if config.history == "compact":
         base_folder(config.base)  # the tiny Llama is never looked for on the Hub
     history = load_history(config.base, config.history, "base")

@@ -31,7 +31,9 @@ from icrl_utils.llama.load import (
 from icrl_utils.play.collect import RANDOM_PLAY, collect
 from icrl_utils.training.configs import PretrainConfig, RunConfig
 from icrl_utils.training.data import Chunks, batches
-from icrl_utils.training.runs import Run, check_folder, is_finished, make_optimizers
+from icrl_utils.training.folder import check_folder, is_finished
+from icrl_utils.training.optimizers import make_optimizers
+from icrl_utils.training.runs import Run
 from icrl_utils.training.world_model import (
     NOT_TRIED,
     WorldModel,
@@ -41,8 +43,6 @@ from icrl_utils.training.world_model import (
     seen_pair_accuracy,
     world_model_loss,
 )
-
-# ------------------------------------------------------------------------------------------------------ pretraining
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True) -> Path:
@@ -59,9 +59,10 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
     tokenizer = tokenizer_to_pretrain(config)
     history = HistoryFormat(config.history, tokenizer)
     action_ids = torch.as_tensor(history.action_ids, device=accelerator.device)
-    header = history.observation_header
-    header = None if header is None else torch.as_tensor(header, device=accelerator.device)
+    asked = history.observation_header
+    header = None if asked is None else torch.as_tensor(asked, device=accelerator.device)
     model = model_to_pretrain(config, history)
+    source = {"base_sha256": checkpoint_id(config.base)} if config.base else {}
     world = WorldModel(model, config.seed)
     optimizers = make_optimizers(world, "muon", config.lr_matrix, config.lr_other, config.weight_decay)
     tensors = {**world.state_dict()}
@@ -94,7 +95,6 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: bool = True
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    source = {"base_sha256": checkpoint_id(config.base)} if config.base else {}
     return run.finish(write, "model.safetensors", **source, **result)
 
 
@@ -126,5 +126,6 @@ def development_transcripts(config: RunConfig, history: HistoryFormat, n: int = 
     """Random play on development maps (never trained on), as long as the longest slices of ``config``: int64 [n, T]."""
     rng = np.random.default_rng(2_000_000_011)
     _, tokens = config.slice_shape(1)
-    play = collect(held_out.development_maps("in_distribution", n), RANDOM_PLAY, rng, min_tokens=tokens)
+    lakes = held_out.development_maps("in_distribution", n)
+    play = collect(lakes, RANDOM_PLAY, rng, min_tokens=tokens, step_tokens=history.min_step_tokens)
     return torch.from_numpy(ReplayBuffer(play, history).slices(np.arange(n), tokens, rng))

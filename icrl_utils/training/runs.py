@@ -7,7 +7,6 @@ stopped. Finished files are moved into the folder one by one, ``run.json`` last:
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -19,34 +18,37 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from icrl_utils.hardware import device_name, matmul_peak
-from icrl_utils.paths import ROOT, atomically, file_sha256
+from icrl_utils.paths import ROOT, atomically, config_sha256, file_sha256, write_csv
 from icrl_utils.training.configs import RunConfig
+from icrl_utils.training.folder import (
+    CHECKPOINT,
+    LOG,
+    RECORD,
+    check_run,
+    claim,
+    damaged,
+    read_log,
+    read_progress,
+    read_tensors,
+    release,
+)
+from icrl_utils.training.optimizers import learning_rate_factor
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gymnasium", "numpy")
-
-
-def learning_rate_factor(step: int, config: RunConfig) -> float:
-    """Factor of the learning rate after ``step`` steps: linear warm-up, then 1 or a cosine to zero at the last step."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return 1.0
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Run:
@@ -63,14 +65,15 @@ class Run:
 
     Raises:
         FileExistsError: the folder holds a run, and ``resume`` is False.
-        ValueError: it holds a run with another configuration, whose differing fields are named.
+        ValueError: it holds a run with another configuration, whose differing fields are named, or a damaged one.
+        RuntimeError: another process writes in it.
     """
 
     def __init__(
         self,
         config: RunConfig,
         accelerator: Accelerator,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         optimizers: list[torch.optim.Optimizer],
         parameters: int,
         resume: bool = False,
@@ -89,17 +92,21 @@ class Run:
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.base_rates = [group["lr"] for group in self.groups]
         self.folder = Path(config.out)
-        self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.log_file = self.folder / "train_log.csv"
-        self.step, self.rows = 0, []
+        self.checkpoint, self.log_file = self.folder / CHECKPOINT, self.folder / LOG
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}  # of this step, see `add`
         self.seconds_before = 0.0  # of the sessions before this one
-        check_folder(config, resume)
+        check_run(config, resume)
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            claim(self.folder)
         if self.checkpoint.exists():
             self._restore()
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_csv(self.log_file, self.rows)
+        self.first_step = self.step  # of this session: the last one of those before
+        self.made_by = made_by(accelerator)  # now, and not at the end, when files may have changed
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
         self.peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
         self.flops_per_token = 6 * parameters
@@ -129,12 +136,14 @@ class Run:
                     self.save()
             if self.step < self.config.steps:
                 self.save()
-            if interrupt.is_set():
+            if interrupt.is_set() or self.step < self.config.steps:
                 self.bar.close()
                 self.say(
                     f"Stopped after step {self.step} of {self.config.steps}; the checkpoint is saved in "
                     f"{self.folder}. Go on with the same command and --resume (in Python: resume=True)."
                 )
+            if interrupt.is_set():
+                release(self.folder)
                 sys.exit(130)
 
     def _must_stop(self, interrupt: threading.Event) -> bool:
@@ -147,28 +156,35 @@ class Run:
         return any(wanted)
 
     def out_of_time(self) -> bool:
-        """Whether this session has had its ``config.minutes``."""
-        return self._session_seconds() > 60 * self.config.minutes
+        """Whether this session has had its ``config.minutes``. It makes one step at least: nothing untrained is written
+        as trained, and sessions that are too short come to an end, too."""
+        return self.step > self.first_step and self._session_seconds() > 60 * self.config.minutes
 
     def update(self, parameters: Iterable[nn.Parameter]) -> None:
         """One optimizer step on the gradients that ``accelerator.backward`` has summed up since the last one.
 
-        Raises RuntimeError where they are not finite, before a weight is changed.
+        Raises RuntimeError where they, or what was `add`-ed, are not finite, before a weight is changed.
         """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        if not self.scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step, and scales less
-            raise RuntimeError(
-                f"step {self.step}: the gradient is not finite, so learning has diverged; choose a smaller learning "
-                f"rate than {max(self.base_rates):g}, or a longer warm-up than {self.config.warmup} steps. The last "
-                f"checkpoint in {self.folder} is from before."
-            )
+        # A loss scaler skips a step whose gradient is not finite, and scales less.
+        self._require_finite(self.sums if self.scaler.is_enabled() else self.sums | {"gradient": norm})
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.add(grad_norm=norm)
+
+    def _require_finite(self, values: Mapping[str, Tensor]) -> None:
+        if all(value.isfinite().all() for value in values.values()):
+            return
+        name = next(name for name, value in values.items() if not value.isfinite().all())
+        kept = f"The last checkpoint in {self.folder} is from before." if self.checkpoint.exists() else ""
+        raise RuntimeError(
+            f"step {self.step}: {name} is not finite, so learning has diverged; choose a smaller learning rate than "
+            f"{max(self.base_rates):g}, or a longer warm-up than {self.config.warmup} steps. {kept}".rstrip()
+        )
 
     def mean_count(self, mask: Tensor) -> Tensor:
         """How many entries of ``mask`` are True in all processes together, divided by their number; at least one.
@@ -202,7 +218,10 @@ class Run:
             self.rows.append({"step": self.step, "tokens": self.step * self.config.step_tokens, "seconds": seconds})
             self.rows[-1] |= self._speed()
         self.rows[-1] |= {k: format(v, ".6g") if isinstance(v, float) else v for k, v in row.items()}
-        write_csv(self.log_file, self.rows)
+        try:
+            write_csv(self.log_file, self.rows)
+        except OSError as error:  # a spreadsheet has it open on Windows: the next row writes this one, too
+            self.say(f"{self.log_file} could not be written ({error.strerror}); training goes on.")
         shown = {k: v for k, v in self.rows[-1].items() if k not in ("step", "tokens", "seconds")}
         self.bar.set_postfix({k: format(float(v), ".3g") for k, v in shown.items()})
 
@@ -251,6 +270,7 @@ class Run:
         """Replace the checkpoint by one of the step at hand."""
         if not self.main:
             return
+        self._require_finite(self.tensors)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         for i, optimizer in enumerate(self.optimizers):
             for j, state in optimizer.state_dict()["state"].items():
@@ -266,7 +286,9 @@ class Run:
         self._restart_clock()
 
     def _restore(self) -> None:
-        progress, saved = read_progress(self.checkpoint), load_file(self.checkpoint)
+        progress, saved = read_progress(self.checkpoint), read_tensors(self.checkpoint)
+        if missing := self.tensors.keys() - saved.keys():
+            raise damaged(self.checkpoint, f"{min(missing)} is missing")
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(saved[name])
@@ -280,34 +302,40 @@ class Run:
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.scaler.load_state_dict(progress["scaler"])
         self.step, self.seconds_before = progress["step"], progress["seconds"]
-        if self.log_file.exists():  # rows after the checkpoint will be written again
-            with self.log_file.open(newline="") as file:
-                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if int(row["step"]) <= self.step]
+        self.rows = read_log(self.log_file, self.step)  # rows after the checkpoint will be written again
 
     # -- the end
 
     def finish(self, write: Callable[[Path], object], weights: str, **facts) -> Path:
         """Let ``write(folder)`` write the finished files, move them into the run's folder and add run.json, which
         says how they came about. Returns the folder. The checkpoint goes when all steps are done."""
+        if self.accelerator.num_processes > 1:
+            # gloo's threads need Python's lock to let go of what they have reduced. Sleeping gives it away: without,
+            # a process that ends at once may join threads that wait for its lock, for ever.
+            time.sleep(1)
         self.accelerator.end_training()  # the processes part here
         if not self.main:
             return self.folder
-        record = self.folder / "run.json"
+        record = self.folder / RECORD
         record.unlink(missing_ok=True)  # until all files are new there is no record of them
         unfinished = self.folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
+        unfinished.mkdir(exist_ok=True)
         write(unfinished)
         facts = self._facts() | facts | {"sha256": file_sha256(unfinished / weights)}
+        facts["config_sha256"] = config_sha256(unfinished)
         files = sorted(unfinished.iterdir())
         (unfinished / record.name).write_text(json.dumps(facts, indent=1) + "\n")
         for file in [*files, unfinished / record.name]:
-            file.chmod(0o644)  # safetensors makes files that only their owner can read
+            with suppress(OSError):  # safetensors makes files that only their owner can read; some disks know no modes
+                file.chmod(0o644)
             os.replace(file, self.folder / file.name)
-        unfinished.rmdir()
+        with suppress(OSError):  # an empty folder that stays does no harm
+            unfinished.rmdir()
         if self.step >= self.config.steps:
-            self.checkpoint.unlink()
+            with suppress(OSError):  # nor does a checkpoint: to resume from it is to finish once more
+                self.checkpoint.unlink()
+        release(self.folder)
         return self.folder
 
     def _facts(self) -> dict:
@@ -323,44 +351,18 @@ class Run:
             "of_matmul_peak": round(speed * self.flops_per_token / self.peak, 3),
             "flops_per_token": self.flops_per_token,
             "matmul_peak_flops": float(f"{self.peak:.3g}"),
-            "device": device_name(self.accelerator.device),
-            "processes": self.accelerator.num_processes,
-            "precision": self.accelerator.mixed_precision,
-            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
-            "git_commit": git_commit(),
-        }
+        } | self.made_by
 
 
-def check_folder(config: RunConfig, resume: bool) -> None:
-    """Raises the errors of `Run` that concern its folder; looked at before any model is loaded."""
-    checkpoint, record = Path(config.out) / "checkpoint.safetensors", Path(config.out) / "run.json"
-    if not (checkpoint.exists() or record.exists()):
-        return
-    if not resume:
-        raise FileExistsError(
-            f"out={config.out!r} already holds a run; go on with it by --resume, choose another --out, or remove it."
-        )
-    before = read_progress(checkpoint) if checkpoint.exists() else json.loads(record.read_text())
-    before, now = before["config"], json.loads(json.dumps(config.decisive()))
-    different = [
-        f"{name}={before.get(name)!r} there, {value!r} here" for name, value in now.items() if before.get(name) != value
-    ]
-    if different:
-        raise ValueError(
-            f"out={config.out!r} holds a run with another configuration ({'; '.join(different)}); resume with the same "
-            "options or choose another --out."
-        )
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Whether the folder holds a run that went through all its steps."""
-    folder = Path(config.out)
-    return (folder / "run.json").exists() and not (folder / "checkpoint.safetensors").exists()
-
-
-def read_progress(checkpoint: Path) -> dict:
-    with safe_open(checkpoint, "pt") as file:
-        return json.loads(file.metadata()["progress"])
+def made_by(accelerator: Accelerator) -> dict[str, object]:
+    """The machine, the libraries and the code of a run."""
+    return {
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+    }
 
 
 @contextmanager
@@ -387,45 +389,23 @@ def delayed_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Columns in the order of their first appearance."""
-    with atomically(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def git_commit() -> str | None:
-    """The commit of this checkout, with ``-dirty`` where the package differs from it; None without git."""
+    """The commit of this checkout, with ``-dirty`` where the package differs from it; None without git, and for a copy
+    inside another repository, whose commit says nothing about it."""
+    # A hook that calls us has its own repository in GIT_DIR and the like.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*command: str) -> str:
+        call = subprocess.run(["git", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
     try:
-        commit, changes = (
-            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "icrl_utils"])
-        )
+        if not ROOT.samefile(git("rev-parse", "--show-toplevel")):
+            return None
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "icrl_utils")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
 
 
 # ---------------------------------------------------------------------------------------------------- optimizers
-
-
-def make_optimizers(
-    model: nn.Module, kind: str, lr_matrix: float, lr_other: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    """``muon``: Muon for the matrices between embedding and head, AdamW for the rest. ``adamw``: AdamW for all.
-
-    Decay pulls to 0, which is the identity of neither a norm nor an IA3 scale: only matrices decay.
-    """
-    if kind not in ("muon", "adamw"):
-        raise ValueError(f"optimizer={kind!r} is unknown; choose 'muon' or 'adamw'.")
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {n: p for n, p in trainable.items() if p.ndim == 2 and min(p.shape) > 1}
-    vectors = [p for name, p in trainable.items() if name not in matrices]
-    if kind == "adamw":
-        optimizers = [torch.optim.AdamW([*matrices.values()], lr_matrix, weight_decay=weight_decay)] if matrices else []
-        return optimizers + ([torch.optim.AdamW(vectors, lr_matrix, weight_decay=0.0)] if vectors else [])
-    inner = [p for name, p in matrices.items() if "embed" not in name and "lm_head" not in name]
-    outer = [p for name, p in matrices.items() if "embed" in name or "lm_head" in name]
-    optimizers = [torch.optim.Muon(inner, lr_matrix, weight_decay=weight_decay)] if inner else []
-    return optimizers + ([torch.optim.AdamW(outer + vectors, lr_other, weight_decay=0.0)] if outer + vectors else [])

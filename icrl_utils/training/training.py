@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,22 +24,19 @@ from icrl_utils.dqn.replay import Batch, make_batch
 from icrl_utils.hardware import DTYPES, compile_network, free_memory, make_accelerator
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.held_out import development_maps
-from icrl_utils.llama.adapters import (
-    ONLINE,
-    TARGET,
-    adapter_parameters,
-    add_adapters,
-    checkpoint_activations,
-)
+from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, add_adapters, checkpoint_activations
 from icrl_utils.llama.agent import Agent, maps_at_once
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_base, load_llama, parameter_count
 from icrl_utils.llama.memory import check_memory, plan
 from icrl_utils.llama.readout import QNetwork, QReadout
-from icrl_utils.paths import portable_path
+from icrl_utils.paths import config_sha256, in_repository, portable_path
+from icrl_utils.play.policy import PATIENCE
 from icrl_utils.play.rollout import rollout
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
-from icrl_utils.training.runs import Run, check_folder, is_finished, make_optimizers
+from icrl_utils.training.folder import check_folder, is_finished
+from icrl_utils.training.optimizers import make_optimizers
+from icrl_utils.training.runs import Run
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
 
@@ -50,6 +48,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     accelerator = make_accelerator(config.precision, config.device)
     data = Chunks(config, training_source(config))
     action_ids = torch.as_tensor(data.history.action_ids, device=accelerator.device)
+    facts = facts_of_base(config) | {"history": data.history.name}
     base = load_frozen(config, accelerator)
     parameters = parameter_count(base)
     model = add_adapters(base, config.adapter, config.rank, config.seed)
@@ -67,7 +66,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
             loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
             error = squared_td_error(readout.q(z.detach()), part, y) / decisions
             total = loss
-            if config.world_model:
+            if logits is not None:
                 total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
             accelerator.backward(total)
             run.add(loss=loss, total_loss=total, td_error=error)
@@ -82,12 +81,21 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     return run.finish(
         lambda folder: write_adapter(model, config, folder),
         "adapter_model.safetensors",
-        history=data.history.name,
+        **facts,
         readout=asdict(readout),
-        base=portable_path(config.base),
-        base_sha256=checkpoint_id(config.base),
-        quantization=None if config.quantization == "none" else config.quantization,
+        play={"temperature": config.temperature, "patience": PATIENCE, "max_tokens": CONTEXT},
     )
+
+
+def facts_of_base(config: TrainConfig) -> dict[str, object]:
+    """What run.json says about the base, and `load_agent` compares. Read before training: later it may have changed."""
+    folder = in_repository(config.base)
+    return {
+        "base": portable_path(config.base),
+        "base_sha256": checkpoint_id(config.base),  # on the Hub the commit, which stands for all files
+        "base_config_sha256": config_sha256(folder) if folder.is_dir() else None,
+        "quantization": None if config.quantization == "none" else config.quantization,
+    }
 
 
 def load_frozen(config: TrainConfig, accelerator: Accelerator) -> PreTrainedModel:
@@ -175,5 +183,6 @@ def evaluate_in_training(
 def write_adapter(model: PeftModel, config: TrainConfig, folder: Path) -> None:
     """The online adapter, as ``PeftModel.from_pretrained`` reads it."""
     model.peft_config[ONLINE].base_model_name_or_path = portable_path(config.base)
-    model.save_pretrained(folder, selected_adapters=[ONLINE], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's model card: a form with nothing filled in
+    model.save_pretrained(str(folder), selected_adapters=[ONLINE], save_embedding_layers=False)
+    with suppress(OSError):
+        (folder / "README.md").unlink(missing_ok=True)  # peft's model card: a form with nothing filled in

@@ -22,6 +22,7 @@ import copy
 import numpy as np
 import torch
 
+# %%
 from icrl_utils import FrozenLakeVectorEnv, HistoryFormat, LakeMap, get_profile
 from icrl_utils.course import checks
 from icrl_utils.dqn.dqn import polyak_update, td_loss, td_targets
@@ -224,7 +225,7 @@ for name, play in sets.items():
     for title, share in zip(titles, by_place(play), strict=True):
         panels[title][name] = (100 * (np.arange(len(share)) + 0.5) / len(share), share)
 plot_lines(panels, xlabel="% of the episodes of a set (left), % of the sets (right)",
-                 ylabel="share that reaches the goal", ylim=(0, 1.03))  # fmt: skip
+           ylabel="share that reaches the goal", ylim=(0, 1.03))  # fmt: skip
 
 # %% [markdown]
 # Why not simply let a player who knows the map show the way? Because he would leave traces in the text that the text
@@ -501,7 +502,7 @@ for k in candidates:
     surplus["two networks"].append(np.take_along_axis(other, chooser.argmax(-1)[:, None], -1).mean() - 0.5)
 lines = {name: (candidates, values) for name, values in surplus.items()}
 plot_lines({"": lines}, log="x", xlabel="candidates for the maximum (all worth the same; each known up to 0.1)",
-                 ylabel="too much", title="How much too large is the maximum?")  # fmt: skip
+           ylabel="too much", title="How much too large is the maximum?")  # fmt: skip
 
 # %% [markdown]
 # The right end of the axis is not a joke. The paper's released code takes the maximum in the *target* over all 128,256
@@ -530,7 +531,7 @@ for step in random_play(FrozenLakeVectorEnv([puddle] * ROWS, slippery=True), ROU
 # %%
 lines = {name: (np.arange(0, ROUNDS, 50), values[::50]) for name, values in beliefs.items()}
 plot_lines({"": lines}, xlabel="moves", ylabel="believed worth of the start", reference={"exact": truth},
-                 title=f"A slippery lake of six tiles: mean belief of {ROWS} tables")  # fmt: skip
+           title=f"A slippery lake of six tiles: mean belief of {ROWS} tables")  # fmt: skip
 
 # %% [markdown]
 # The single maximum settles well above the truth, and more data does not help: the noise that feeds it never ends. The
@@ -617,7 +618,7 @@ def follow(alpha, dtype, start, goal):
 panels = {f"α = {alpha}": {str(dtype).removeprefix("torch."): (steps, follow(alpha, dtype, 1.0, 1.2))
                             for dtype in (torch.float32, torch.bfloat16)} for alpha in (0.1, 0.01)}  # fmt: skip
 plot_lines(panels, xlabel="Polyak steps", ylabel="target parameter", reference={"online parameter": 1.2},
-                 title="In bfloat16 the target stops early, or never leaves")  # fmt: skip
+           title="In bfloat16 the target stops early, or never leaves")  # fmt: skip
 
 # %% [markdown]
 # With $\alpha = 0.01$ in bfloat16 the "target network" stays the untrained network until some factor has moved by more

@@ -25,6 +25,7 @@ import shutil
 import numpy as np
 import torch
 
+# %%
 from icrl_utils import HistoryFormat, development_maps, get_profile, load_agent, rollout
 from icrl_utils.course import checks
 from icrl_utils.history.episodes import GOAL, HOLE, LIMIT
@@ -36,7 +37,6 @@ from icrl_utils.plots.values import plot_calibration, plot_lines, plot_training_
 from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import interval
 
-# %%
 real = get_profile()  # of the second half; the first is about the tiny Llama on every machine
 profile = real if real.history == "compact" else PROFILES["cpu"]
 small = profile.name == "smoke"
@@ -55,7 +55,7 @@ history = HistoryFormat("compact")
 # Why the second question? Q is read *before* the move, for four moves at once. A base that has only ever answered the
 # first question has the knowledge, but not there where it is needed, and DQN has to move it. In our trials that took
 # 3.5 million tokens, against less than 1 million for a base that was asked both (`training/world_model.py`; tests:
-# `tests/test_world_model.py`).
+# `tests/training/test_world_model.py`).
 
 
 # %%
@@ -109,9 +109,9 @@ for tokens in (128, 256) if small else (640, 1_280, 2_560):
 # lake some moves are forced to be random, which fills the context with experience, in the last ten none.
 
 # %%
-lakes, limit = development_maps("in_distribution", 64)[: profile.maps], 20 if small else 100  # moves an episode
 from icrl_utils.llama.readout import QNetwork, QReadout
 
+lakes, limit = development_maps("in_distribution", 64)[: profile.maps], 20 if small else 100  # moves an episode
 readout = QReadout("sigmoid", scale=1.0, offset=1.0)
 players = {"base": Agent(base, history, readout, name="base"), "random": RandomPolicy()}
 records = {name: rollout(player, lakes, "paper", seed=1, step_limit=limit) for name, player in players.items()}
@@ -232,7 +232,7 @@ from icrl_utils.dqn.dqn import (
 from icrl_utils.hardware import make_accelerator
 from icrl_utils.training.configs import TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
-from icrl_utils.training.runs import make_optimizers
+from icrl_utils.training.optimizers import make_optimizers
 from icrl_utils.training.training import train
 from icrl_utils.training.world_model import observation_positions, world_model_loss
 
@@ -260,7 +260,7 @@ lines = {"LoRA r = 32, Muon": race("lora", count, "muon", 4e-3, rank=32),
          "LoRA r = 32, AdamW": race("lora", count, "adamw", 3e-3, rank=32),
          "IA3, AdamW": race("ia3", count, "adamw", 3e-2)}  # fmt: skip
 plot_lines({"": lines}, xlabel="steps on one batch", ylabel="loss at the ends of episodes",
-                 title="How fast an adapter can fit")  # fmt: skip
+           title="How fast an adapter can fit")  # fmt: skip
 
 # %% [markdown]
 # All four fit this batch, IA3 with its 2,368 factors among them, and AdamW is the faster optimizer here. So one batch
@@ -376,7 +376,7 @@ z, y, logits = q_and_targets(net, model, part, readout, config.gamma, config.con
 loss = td_loss(z, part.action, y, part.has_target, config.loss) / decisions
 error = squared_td_error(readout.q(z.detach()), part, y) / decisions
 total = loss
-if config.world_model:
+if logits is not None:
     total = loss + config.world_model * share * world_model_loss(logits, part.ids, action_ids)
 accelerator.backward(total)
 
@@ -398,8 +398,8 @@ print(
 # %% [markdown]
 # **Learning rate.** A linear warm-up, then a cosine that *ends at zero*. Every update is noisy; with small steps at the
 # end the noise averages out instead of adding up. This is why the number of steps has to be known before, and why a run
-# that is cut off by the clock is worth less than a shorter one that could land. (Code: `runs.learning_rate_factor`,
-# test `test_04_learning_rate`.)
+# that is cut off by the clock is worth less than a shorter one that could land. (Code:
+# `optimizers.learning_rate_factor`, test `test_04_learning_rate`.)
 #
 # ### Exercise 2 · The schedule (easy, 10 minutes)
 
@@ -536,7 +536,7 @@ players["shipped agent"] = load_agent(shipped)
 records["shipped agent"] = rollout(players["shipped agent"], lakes, "paper", seed=1, step_limit=limit)
 titles = {"this run": "agent", "shipped run": "shipped agent", "this run, memory-less": "memory-less"}
 plot_learning_curves({title: records[name] for title, name in titles.items()}, resamples=profile.bootstrap,
-                           title="Development lakes: trained just now, and shipped")  # fmt: skip
+                     title="Development lakes: trained just now, and shipped")  # fmt: skip
 
 # %%
 from icrl_utils.statistics import repeat_deaths, shortest_path_rate
@@ -617,7 +617,7 @@ plot_calibration(rows, title="Q of moves, sorted by what the history has shown a
 # half comes from either.
 
 # %%
-from icrl_utils.llama.load import load_llama, load_model, save_small_llama
+from icrl_utils.llama.load import load_history, load_llama, save_small_llama
 
 is_real = real.history == "paper"
 checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
@@ -628,7 +628,7 @@ device = None if is_real else "cpu"  # None: the GPU
 # tokens: it gets the same messages as lines of plain text. To take **Meta's Llama** instead, accept its licence on the
 # model's page, run `hf auth login` in a terminal, and put its name into the cell above, for example `checkpoint =
 # "meta-llama/Llama-3.2-1B-Instruct"`. Gated weights, a checkpoint that is no Llama, a tokenizer that splits an action
-# word: all are refused by a message before any weights are downloaded (`tests/test_real_llama.py`).
+# word: all are refused by a message before any weights are downloaded (`tests/llama/test_load.py`).
 
 # %% [markdown]
 # ## 10 · A base in four bits
@@ -639,7 +639,8 @@ device = None if is_real else "cpu"  # None: the GPU
 # thrown away again. That is affordable because nobody updates it: what learns are the two adapters, in float32.
 
 # %%
-model, text = load_model(checkpoint, quantization="nf4", rank=8, device=device)
+text = load_history(checkpoint, "paper")
+model = add_adapters(load_llama(checkpoint, "nf4", device), rank=8)
 sizes_of = {}
 for name, parameter in model.named_parameters():
     part_of = "target" if TARGET in name else "online" if "lora" in name else "base"

@@ -21,12 +21,10 @@ import numpy as np
 
 from icrl_utils import get_profile, held_out_maps, load_agent, rollout
 from icrl_utils.course import checks
-from icrl_utils.evaluation.experiments import by_policy, describe, read_csv, results_path, summary
+from icrl_utils.evaluation.experiments import by_policy, describe, read_table, results_path, summary
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.plots.curves import plot_learning_curves
 from icrl_utils.plots.lakes import plot_trajectories
-from icrl_utils.plots.style import POLICY_COLORS
-from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import interval
 
 profile = get_profile()
@@ -186,7 +184,7 @@ for name, values in last.items():
 # and is the quickest to find a goal, next to the oracle, who knows the map.
 
 # %%
-table = read_csv(results_path("in_distribution"))
+table = read_table(results_path("in_distribution"))
 success = by_policy(table)
 paper = table["epsilon"][: success["agent"].shape[2]]
 plot_learning_curves(success, paper, title="From the file: all held-out lakes", resamples=profile.bootstrap)
@@ -222,6 +220,9 @@ rows = summary(table)
 print(describe(rows))
 
 # %%
+from icrl_utils.plots.style import POLICY_COLORS
+from icrl_utils.plots.values import plot_intervals
+
 shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
 panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
 plot_intervals(
@@ -256,10 +257,10 @@ print(f"\nHow the agent's last ten of these episodes end: goal {outcome[1]:.1%},
 # Fifty lakes are few. On all 500, for the three training runs, **from the file** `assets/results/exploration.csv.gz`:
 
 # %%
-alone = read_csv(results_path("exploration"))
+alone = read_table(results_path("exploration"))
 success = by_policy(alone)
 plot_learning_curves(success, title="From the file: 500 lakes, the player decides from the first move on",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 mean = {name: success[name].mean(0) for name in ("agent", "R-max")}  # over training runs: [maps, episodes]
@@ -285,11 +286,11 @@ for title, part in {"0 to 4": slice(0, 5), "10 to 14": slice(10, 15), "last ten"
 # them are held out, too. **From the file** `assets/results/out_of_distribution.csv.gz`:
 
 # %%
-larger = read_csv(results_path("out_of_distribution"))
+larger = read_table(results_path("out_of_distribution"))
 success = by_policy(larger)
 paper = larger["epsilon"][: success["agent"].shape[2]]
 plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the base saw random play on such)",
-                           resamples=profile.bootstrap)  # fmt: skip
+                     resamples=profile.bootstrap)  # fmt: skip
 
 # %%
 print(describe(summary(larger)))

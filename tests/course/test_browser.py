@@ -23,7 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from icrl_utils.tools.build_notebooks import build, sources, write_notebook
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",

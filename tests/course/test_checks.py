@@ -773,6 +773,7 @@ def test_the_stub_of_the_notebook_is_open(check, capsys):
 
 
 @each_check
+@pytest.mark.slow
 def test_the_solution_of_the_notebook_passes_on_20_seeds(check, capsys):
     for seed in range(20):
         assert verdict(capsys, check, SHIPPED[check][1], seed=seed).startswith("Passed: ")

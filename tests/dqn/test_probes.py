@@ -173,6 +173,7 @@ def test_that_fails_when_ends_are_ignored():
 WALL = ["0 left 0 right goal reset", "0 left 0 left 0 right goal reset", "0 left 1 up goal reset"]
 
 
+@pytest.mark.slow
 def test_a_wall_is_worth_nothing_in_the_consistent_backup_and_a_detour_in_the_plain_one():
     """After a first bump against the wall: going left again costs a step of the plain backup."""
     assert learned(WALL[:2], "0 left 0", LEFT) == near(GAMMA)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from icrl_utils.evaluation.calibration import GOAL, HOLE, edge_kind, known_graph, known_graph_values, moves_to_goal
+from icrl_utils.evaluation.calibration import (
+    TO_GOAL,
+    TO_HOLE,
+    edge_kind,
+    known_graph,
+    known_graph_values,
+    moves_to_goal,
+)
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
@@ -20,7 +27,7 @@ PAST = [
 
 def test_known_graph():
     assert known_graph(PAST) == {
-        (0, RIGHT): 1, (1, RIGHT): 2, (2, RIGHT): GOAL, (0, UP): 0, (0, DOWN): HOLE, (1, DOWN): 5, (5, LEFT): 5,
+        (0, RIGHT): 1, (1, RIGHT): 2, (2, RIGHT): TO_GOAL, (0, UP): 0, (0, DOWN): TO_HOLE, (1, DOWN): 5, (5, LEFT): 5,
     }  # fmt: skip
 
 

@@ -20,11 +20,11 @@ from icrl_utils.evaluation.experiments import (
     games,
     games_of_every_law,
     lead,
-    read_csv,
+    read_table,
     run_experiment,
     summary,
     summary_of_law,
-    write_csv,
+    write_table,
 )
 from icrl_utils.lake.games import GAMES, HeldOutLakes, RandomGraphs
 from icrl_utils.lake.held_out import held_out_maps
@@ -111,13 +111,13 @@ def test_description_of_a_summary_is_a_narrow_table():
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
 def test_csv_round_trip(table, tmp_path, name):
     path = tmp_path / "new" / name
-    write_csv(path, table)
-    back = read_csv(path)
+    write_table(path, table)
+    back = read_table(path)
     for column, values in table.items():
         np.testing.assert_array_equal(back[column], values)
         assert back[column].dtype.kind == values.dtype.kind
     first = path.read_bytes()
-    write_csv(path, back)
+    write_table(path, back)
     assert path.read_bytes() == first
     assert [file.name for file in path.parent.iterdir()] == [name]
     text = (gzip.decompress(first) if name.endswith("gz") else first).decode()
@@ -126,7 +126,7 @@ def test_csv_round_trip(table, tmp_path, name):
 
 def test_an_interrupted_write_leaves_the_old_file(table, tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
-    write_csv(path, table)
+    write_table(path, table)
     before = path.read_bytes()
 
     def killed(*_):
@@ -134,16 +134,16 @@ def test_an_interrupted_write_leaves_the_old_file(table, tmp_path, monkeypatch):
 
     monkeypatch.setattr("icrl_utils.paths.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_csv(path, {name: column[:5] for name, column in table.items()})
+        write_table(path, {name: column[:5] for name, column in table.items()})
     assert path.read_bytes() == before
 
 
 def test_csv_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluate exploration"):
-        read_csv(tmp_path / "exploration.csv.gz")
+        read_table(tmp_path / "exploration.csv.gz")
     (tmp_path / "b.csv").write_text("policy,score\n")
     with pytest.raises(ValueError, match="score"):
-        read_csv(tmp_path / "b.csv")
+        read_table(tmp_path / "b.csv")
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_the_table_of_games_has_a_law_before_the_other_columns(games_table, tmp_
         assert success["agent"].shape == (2, 3, 25) and (part["epsilon"] == 1).all()
         if law not in ("bandits", "slippery lakes"):
             assert success["oracle"].all()
-    write_csv(path := tmp_path / "games.csv.gz", games_table)
-    for column, values in read_csv(path).items():
+    write_table(path := tmp_path / "games.csv.gz", games_table)
+    for column, values in read_table(path).items():
         np.testing.assert_array_equal(values, games_table[column])
     assert gzip.decompress(path.read_bytes()).startswith(b"law,policy,training_seed,map,")
 
@@ -266,7 +266,7 @@ def test_evaluate_games_in_the_smoke_profile(quick, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "GAMES", {"lakes": HeldOutLakes(), "random graphs": RandomGraphs()})
     assert main(["evaluate", "games", "--profile", "smoke"]) == 0
     assert (quick / "build" / "figures" / "games.png").stat().st_size > 10_000
-    table = read_csv(quick / "build" / "results" / "games.csv.gz")
+    table = read_table(quick / "build" / "results" / "games.csv.gz")
     assert set(table["law"]) == {"lakes", "random graphs"} and table["map"].max() + 1 == PROFILES["smoke"].maps
     printed = capsys.readouterr().out
     assert "random graphs\npolicy               first_five" in printed and "lead_last" in printed
@@ -298,7 +298,7 @@ def test_evaluate_leaves_the_committed_records_alone_unless_told_to_write(quick,
     assert str(quick / "build" / "figures" / "exploration.png") in capsys.readouterr().out
     assert main(["evaluate", "exploration", "--write", "--profile", "cpu"]) == 0
     assert files("assets") == written
-    first, second = (read_csv(quick / folder / written[1]) for folder in ("build", "assets"))
+    first, second = (read_table(quick / folder / written[1]) for folder in ("build", "assets"))
     assert (first["steps"] != second["steps"]).any()  # two seeds
 
 
@@ -316,7 +316,7 @@ def test_run_experiment_in_the_smoke_profile(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(experiments, "shipped_agents", lambda adapter: trained_twice())
     monkeypatch.setattr(experiments, "BUILD", tmp_path)
     path = run_experiment("out_of_distribution", PROFILES["smoke"], seed=1)
-    table = read_csv(path)
+    table = read_table(path)
     assert path.parent == tmp_path / "results"
     assert set(table["policy"]) == {
         "agent", "random", "tabular Q", "optimistic tabular Q", "R-max", "posterior sampling", "oracle"

@@ -29,9 +29,9 @@ from icrl_utils.lake.games import (
 from icrl_utils.lake.held_out import held_out_maps, reject_held_out, training_maps
 from icrl_utils.lake.maps import (
     FIRM,
-    GOAL,
-    HOLE,
-    ORDINARY,
+    GOAL_TILE,
+    HOLE_TILE,
+    ICE,
     PAPER_IN_DISTRIBUTION,
     SLIPPERY,
     TRAINING_MAPS,
@@ -74,7 +74,7 @@ def test_games_are_tables_that_hang_together(name, seed):
     assert n == len(game.letters) <= COMPACT_TILES and set(game.letters) <= set("SFHG")
     assert game.next_tile.shape == (n, 4) and game.next_tile.dtype == np.int16
     assert game.next_tile.min() >= 0 and game.next_tile.max() < n
-    assert game.kind.tolist() == [{"G": GOAL, "H": HOLE}.get(letter, ORDINARY) for letter in game.letters]
+    assert game.kind.tolist() == [{"G": GOAL_TILE, "H": HOLE_TILE}.get(letter, ICE) for letter in game.letters]
     for tile in (*game.goals, *game.holes):
         assert (game.next_tile[tile] == tile).all()
     assert sorted(game.starts) == [tile for tile, letter in enumerate(game.letters) if letter == "S"] != []
@@ -107,8 +107,8 @@ def test_distances_and_values_are_exact(name, seed):
     assert game.distances.tolist() == [-1 if tile in game.holes else walked(game, tile) for tile in range(game.n_tiles)]
     assert min(map(game.optimal_steps, game.starts)) >= (1 if name == "bandits" else 3)
     values, chance = game.optimal_values(0.9), game.transition_probabilities()
-    goes_on = (game.kind == ORDINARY)[:, None]
-    bellman = goes_on * (chance @ ((game.kind == GOAL) + 0.9 * values.max(axis=1)))
+    goes_on = (game.kind == ICE)[:, None]
+    bellman = goes_on * (chance @ ((game.kind == GOAL_TILE) + 0.9 * values.max(axis=1)))
     np.testing.assert_allclose(values, bellman, atol=1e-12)
     if (game.slip == FIRM).all():
         away = game.distances.astype(float)
@@ -225,8 +225,8 @@ def test_random_graphs_have_the_stated_numbers():
         assert walked(game, game.starts[0]) >= 3
     assert min(game.optimal_steps(game.starts[0]) for game in drawn) == 3
     moves = [(game, tile, int(after)) for game in drawn for tile in range(12) for after in game.next_tile[tile]]
-    moves = [(game, tile, after) for game, tile, after in moves if game.kind[tile] == ORDINARY]
-    back = [tile in game.next_tile[after] for game, tile, after in moves if game.kind[after] == ORDINARY]
+    moves = [(game, tile, after) for game, tile, after in moves if game.kind[tile] == ICE]
+    back = [tile in game.next_tile[after] for game, tile, after in moves if game.kind[after] == ICE]
     assert np.mean(back) < 0.5  # about 1 - (11 / 12)^4 = .29, and moves that stay
     led_to = np.bincount([after for *_, after in moves], minlength=12) / len(moves)
     assert np.abs(led_to - 1 / 12).max() < 0.015  # no tile is special
@@ -252,7 +252,7 @@ def test_rivers_lead_one_way():
                      and all(game.letters[k] in "HG" for k in range(w - 1, game.n_tiles, w)))  # fmt: skip
         column = np.arange(game.n_tiles) % width
         after = game.next_tile.astype(int)
-        goes_on = (game.kind[:, None] == ORDINARY) & (game.kind[after] == ORDINARY)
+        goes_on = (game.kind[:, None] == ICE) & (game.kind[after] == ICE)
         assert (column[after] >= column[:, None])[goes_on].all()  # never upstream
         assert (column[after] > column[:, None])[goes_on][:, None].mean() > 0.5
         assert column[game.starts[0]] == 0 and column[game.goals[0]] == width - 1 and len(game.goals) == 1

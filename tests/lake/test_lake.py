@@ -15,9 +15,9 @@ from icrl_utils.lake import held_out
 from icrl_utils.lake.env import ENV_ID, FrozenLakeEnv, FrozenLakeVectorEnv
 from icrl_utils.lake.held_out import development_maps, held_out_maps, reject_held_out, training_maps
 from icrl_utils.lake.maps import (
-    GOAL,
-    HOLE,
-    ORDINARY,
+    GOAL_TILE,
+    HOLE_TILE,
+    ICE,
     PAPER_IN_DISTRIBUTION,
     PAPER_OUT_OF_DISTRIBUTION,
     PRETRAINING_MAPS,
@@ -270,10 +270,10 @@ def test_tables_hold_every_map():
     for i, m in enumerate(MIXED):
         assert (tables.next_tile[i, : m.n_tiles] == m.next_tile).all()
         assert (tables.distances[i, : m.n_tiles] == m.distances).all()
-        assert (tables.distances[i, m.n_tiles :] == -1).all() and (tables.kind[i, m.n_tiles :] == ORDINARY).all()
+        assert (tables.distances[i, m.n_tiles :] == -1).all() and (tables.kind[i, m.n_tiles :] == ICE).all()
         assert (tables.next_tile[i, m.n_tiles :] == np.arange(m.n_tiles, tables.n_tiles)[:, None]).all()
-        assert tuple(np.flatnonzero(tables.kind[i] == GOAL)) == m.goals
-        assert tuple(np.flatnonzero(tables.kind[i] == HOLE)) == m.holes
+        assert tuple(np.flatnonzero(tables.kind[i] == GOAL_TILE)) == m.goals
+        assert tuple(np.flatnonzero(tables.kind[i] == HOLE_TILE)) == m.holes
         assert tuple(tables.starts[i, : tables.n_starts[i]]) == m.starts
         # An action is optimal exactly where its exact value is the largest one, and not 0.
         values = m.optimal_values()
@@ -585,6 +585,7 @@ def test_a_single_environment_names_a_wrong_action():
         env.step(action)
 
 
+@pytest.mark.slow
 def test_bench_env_reports_what_it_measured(capsys):
     figures = bench_env()
     assert figures["ratio"] == pytest.approx(figures["gymnasium_us"] / figures["ours_us"])

@@ -23,7 +23,6 @@ from icrl_utils.llama.adapters import (
     target_network,
 )
 from icrl_utils.llama.load import base_folder, load_base, new_tiny_llama, rope
-from icrl_utils.paths import ROOT, portable_path
 
 HISTORY = HistoryFormat("compact")
 IDS = torch.from_numpy(HISTORY.tokenize("8 right 9 down hole reset 8 right 9 right goal reset 0"))[None]
@@ -98,15 +97,6 @@ def test_load_base_is_the_saved_model_in_float32_for_evaluation(tmp_path):
 def test_unknown_base_says_what_to_name_instead():
     with pytest.raises(FileNotFoundError, match=r"base='no/such/place' holds no config.json.*assets/tiny-llama"):
         load_base("no/such/place")
-
-
-def test_paths_in_files_are_relative_to_the_repository(monkeypatch, tmp_path):
-    assert portable_path(ROOT / "assets") == "assets"
-    assert portable_path("assets/held_out_maps.json") == "assets/held_out_maps.json"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    assert portable_path("assets") == "assets"  # from anywhere
-    assert not portable_path("here").startswith("/") and (ROOT / portable_path("here")).samefile(tmp_path / "here")
 
 
 def test_a_base_in_the_repository_is_found_from_anywhere(monkeypatch, tmp_path):

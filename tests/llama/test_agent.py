@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from icrl_utils.history.episodes import HOLE, LIMIT, RESET, RUNNING, Episode
 from icrl_utils.history.format import HistoryFormat
@@ -14,9 +15,9 @@ from icrl_utils.lake.maps import MapDistribution
 from icrl_utils.llama.adapters import PROJECTIONS
 from icrl_utils.llama.agent import Agent, load_agent
 from icrl_utils.llama.cache import GrowingCache
-from icrl_utils.llama.load import new_tiny_llama
+from icrl_utils.llama.load import CONTEXT, new_tiny_llama
 from icrl_utils.llama.readout import QReadout
-from icrl_utils.paths import file_sha256
+from icrl_utils.paths import ASSETS, config_sha256, file_sha256
 from icrl_utils.play.policy import PATIENCE, Choice, Step
 from icrl_utils.play.rollout import rollout
 from icrl_utils.tools.bench import Rereader
@@ -69,6 +70,7 @@ def uncached_z(model, episodes, history=COMPACT):
 
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("history", FORMATS, ids=["compact", "paper", "plain"])
+@pytest.mark.slow
 def test_cached_play_equals_the_uncached_forward(history, memory):
     """At every decision of every map, also after finished maps were compacted away and forgotten columns dropped; in
     the paper format, and its fallback for tokenizers without header tokens, with rows of different lengths."""
@@ -282,12 +284,12 @@ def test_batch_maps_follows_the_memory_budget():
     large = Agent(new_tiny_llama(72, COMPACT.action_ids, hidden=64, layers=4, heads=2), COMPACT, QReadout())
     assert small.batch_maps == 2**30 // (2 * 2 * 32 * 4 * 3000)
     assert abs(small.batch_maps - 4 * large.batch_maps) < 4
-    halved = Agent(small.model, COMPACT, QReadout(), autocast=torch.bfloat16)
+    halved = Agent(tiny_model().to(torch.bfloat16), COMPACT, QReadout())
     assert halved.batch_maps == pytest.approx(2 * small.batch_maps, abs=1)
 
 
 def test_bfloat16_is_close_to_float32():
-    exact, rounded = (Spy(tiny_model(), COMPACT, QReadout(), autocast=dtype) for dtype in (None, torch.bfloat16))
+    exact, rounded = (Spy(tiny_model().to(dtype), COMPACT, QReadout()) for dtype in (torch.float32, torch.bfloat16))
     for agent in (exact, rounded):
         rollout(agent, MAPS[:2], [0, 0], step_limit=10)
     difference = [np.abs(np.array(exact.seen[i][e]) - rounded.seen[i][e]).max() for i in range(2) for e in range(2)]
@@ -355,6 +357,62 @@ def test_load_agent_refuses_altered_weights(shipped):
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ValueError, match=r"dqn.*sha256"):
+        load_agent(folder)
+
+
+def changed(file, **entries):
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_load_agent_refuses_an_altered_config_of_adapter_and_base(shipped):
+    """With lora_alpha = 80 instead of 8 the same weights would play as another agent; so with other positions."""
+    folder, base, _ = shipped
+    changed(folder / "run.json", config_sha256=config_sha256(folder), base_config_sha256=config_sha256(base))
+    changed(folder / "adapter_config.json", base_model_name_or_path="moved", peft_version="0.99")
+    load_agent(folder)
+    changed(folder / "adapter_config.json", lora_alpha=80)
+    with pytest.raises(ValueError, match=r"adapter_config.json is not the file .* \(config_sha256 differs\)"):
+        load_agent(folder)
+    changed(folder / "adapter_config.json", lora_alpha=8)
+    load_agent(folder)
+    changed(base / "config.json", rms_norm_eps=0.5)
+    with pytest.raises(ValueError, match=r"another base .*sha256 differs, of its weights or of its config.json"):
+        load_agent(folder)
+
+
+def test_load_agent_plays_as_run_json_says(shipped):
+    folder, _, _ = shipped
+    changed(folder / "run.json", play={"temperature": 0.25, "patience": 7, "max_tokens": 99})
+    agent = load_agent(folder)
+    assert (agent.temperature, agent.patience, agent.max_tokens) == (0.25, 7, 99)
+    agent.start(MAPS[:1], [np.random.default_rng(0)])
+    assert agent._choice.patience == 7
+    assert load_agent(folder, patience=3).patience == 3
+    with pytest.raises(ValueError, match="patience=0: pass a whole number of at least 1"):
+        load_agent(folder, patience=0)
+
+
+@pytest.mark.parametrize("name", ["dqn", "dqn-seed1", "dqn-seed2"])
+def test_the_shipped_records_say_how_the_shipped_agents_always_played(name):
+    run = json.loads((ASSETS / "adapters" / name / "run.json").read_text())
+    assert run["play"] == {"temperature": 0.5, "patience": PATIENCE, "max_tokens": CONTEXT} and PATIENCE == 25
+    assert run["config_sha256"] == config_sha256(ASSETS / "adapters" / name)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+def test_load_agent_names_a_damaged_record(shipped, text):
+    (shipped[0] / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json is damaged .*git checkout"):
+        load_agent(shipped[0])
+
+
+def test_load_agent_refuses_weights_that_are_not_finite(shipped):
+    folder, _, _ = shipped
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    changed(folder / "run.json", sha256=file_sha256(folder / "adapter_model.safetensors"))
+    with pytest.raises(ValueError, match="holds weights that are not finite"):
         load_agent(folder)
 
 

@@ -31,6 +31,7 @@ def player(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_lake_alone_is_played_as_among_others(player):
     among_all = rollout(player, MAPS, SCHEDULE, seed=5)
     for batch_maps in (1, 3):

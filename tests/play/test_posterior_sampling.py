@@ -73,6 +73,7 @@ AGAIN = (RESET, 0, RUNNING)
         ),
     ],
 )
+@pytest.mark.slow
 def test_lakes_are_drawn_from_the_posterior(steps, episode_starts, moves):
     truth = exact_posterior(episode_starts, moves)
     n = 20_000

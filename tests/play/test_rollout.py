@@ -116,7 +116,6 @@ def test_outcomes_steps_and_returns():
     np.testing.assert_array_equal(records.steps, [[2] * 3, [1] * 3, [7] * 3])
     np.testing.assert_array_equal(records.optimal_steps, [[2] * 3, [4] * 3, [2] * 3])
     np.testing.assert_array_equal(records.success, [[True] * 3, [False] * 3, [False] * 3])
-    np.testing.assert_array_equal(records.return_, records.success.astype(float))
     assert records.episodes(2)[0].tiles == (2,) * 8 and records.episodes(2)[0].outcome == "limit"
     assert (records.tiles[1, :, 2:] == -1).all() and (records.actions[1, :, 1:] == -1).all()
 
@@ -168,12 +167,3 @@ def test_epsilon_is_the_probability_that_the_policy_acts():
     assert share[0] == pytest.approx(0.25, abs=0.03)
     assert share[1] == pytest.approx(0.3 + 0.7 / 4, abs=0.03)
     assert share[2] == 1
-
-
-def test_rows_are_tidy():
-    rows = list(rollout(Scripted(2), [LakeMap(("SFG",)), LakeMap(("GFS",))], [0.5, 1], step_limit=5).rows())
-    assert [(row["map"], row["episode"]) for row in rows] == [("SFG", 0), ("SFG", 1), ("GFS", 0), ("GFS", 1)]
-    assert rows[1] == {
-        "policy": "scripted", "map": "SFG", "episode": 1, "epsilon": 1.0, "success": 1, "steps": 2,
-        "optimal_steps": 2, "outcome": "goal",
-    }  # fmt: skip

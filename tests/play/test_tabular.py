@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icrl_utils.lake.env import FrozenLakeVectorEnv
-from icrl_utils.lake.maps import GOAL, ORDINARY, PAPER_IN_DISTRIBUTION, LakeMap, LakeTables
+from icrl_utils.lake.maps import GOAL_TILE, ICE, PAPER_IN_DISTRIBUTION, LakeMap, LakeTables
 from icrl_utils.play.tabular import TabularQ
 
 
@@ -88,9 +88,9 @@ def test_learns_the_exact_values(initial_value):
         tile, action = rng.integers(n_tiles), rng.integers(4, size=len(maps))
         next_tile = tables.next_tile[rows, tile, action]
         kind = tables.kind[rows, next_tile]
-        q.update(tile, action, kind == GOAL, next_tile, kind != ORDINARY, tables.kind[rows, tile] == ORDINARY)
+        q.update(tile, action, kind == GOAL_TILE, next_tile, kind != ICE, tables.kind[rows, tile] == ICE)
     for i, lake_map in enumerate(maps):
-        walked = tables.kind[i, : lake_map.n_tiles] == ORDINARY
+        walked = tables.kind[i, : lake_map.n_tiles] == ICE
         learned = q.q[i, : lake_map.n_tiles][walked]
         np.testing.assert_allclose(learned, lake_map.optimal_values()[walked], atol=1e-4, err_msg=lake_map.id)
 

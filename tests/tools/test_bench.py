@@ -41,6 +41,7 @@ def test_bench_train_reports_every_way_and_goes_on_without_a_compiler(capsys, mo
     assert capsys.readouterr().out.startswith("train: tokens/s peft ")
 
 
+@pytest.mark.slow
 def test_bench_train_times_the_compiled_network_as_compiled(monkeypatch):
     """Really compiled, but for the last step: the graphs that torch has traced run as they are, and are counted."""
     runs = []

@@ -87,6 +87,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench_llama, "matmul_peak", lambda device, dtype: 1e12)
 
 
+@pytest.mark.slow
 def test_bench_step_real_on_the_cpu_keeps_no_file(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench_llama, "RESULTS", tmp_path / "bench_gpu.csv")
     assert __main__.main(["bench", "step-real", "--profile", "smoke"]) == 0
@@ -97,6 +98,7 @@ def test_bench_step_real_on_the_cpu_keeps_no_file(tiny, monkeypatch, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bench_step_real_needs_less_memory_than_the_papers_way(tiny):
     paper, smallest, fastest = bench_llama.bench_step_real()
     logits = 2 * 64 * 2000 * 4  # of one of the paper's micro-batches

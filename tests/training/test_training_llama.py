@@ -35,7 +35,9 @@ from icrl_utils.profiles import PROFILES
 from icrl_utils.training import configs, runs, training
 from icrl_utils.training.configs import PAPER_RECIPE, TrainConfig, recipe_table, train_options
 from icrl_utils.training.data import Chunks, batches, training_source
-from icrl_utils.training.runs import Run, learning_rate_factor, read_progress
+from icrl_utils.training.folder import read_progress
+from icrl_utils.training.optimizers import learning_rate_factor
+from icrl_utils.training.runs import Run
 from icrl_utils.training.training import centred, micro_batches, train
 
 SMALL = dict(

@@ -81,7 +81,9 @@ def exploration(policies: Sequence[Policy], maps: Sequence[TileGame] | None = No
 def games(policies: Sequence[Policy], maps: Mapping[str, Sequence[TileGame]] | None = None, **options) -> Table:
     """Do the same weights play other games? Eight laws, told in the same words; the policy acts from the first step on.
 
-    ``maps``: law -> its games. Posterior sampling plays lakes only: of the other laws it knows nothing.
+    ``maps``: law -> its games. Posterior sampling plays lakes only: of the other laws it knows nothing. Where moves do
+    not always end alike (bandits, slippery lakes) success alone says something: there a repeated death is no mistake,
+    and the shortest path not the best.
     """
     parts = []
     for law, drawn in (games_of_every_law() if maps is None else maps).items():

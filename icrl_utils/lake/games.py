@@ -11,7 +11,7 @@ the same ones in the same order for the same seed, so that players can be compar
   histories were renumbered too.
 - *numbers and words permuted*: and the action words exchanged, so that "left" may lead down.
 - *key and door*: two floors. The key leads upstairs, and only there the goals are open.
-- *random graphs*: every move leads to any of twelve tiles, three of them deadly. No move can be taken back.
+- *random graphs*: every move leads to any of twelve tiles, three of them deadly. Few moves can be taken back.
 - *rivers*: every move drifts downstream, and at the end is a fall with one landing place.
 - *bandits* and *slippery lakes*: the same move does not always end alike. The agents were trained where it does, and
   should fail here.
@@ -253,7 +253,7 @@ def key_and_door(lake: LakeMap, key: int) -> TableGame:
 
 @dataclass(frozen=True)
 class RandomGraphs:
-    """Every move leads to any tile, each as likely as the others: no neighbours, no way back, nothing to guess.
+    """Every move leads to any tile, each as likely as the others: no neighbours, a way back by chance only.
 
     One start, one goal and ``holes`` holes on random tiles. Kept if the start is at least ``min_hops`` moves away from
     the goal.

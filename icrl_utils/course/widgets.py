@@ -21,7 +21,7 @@ from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import OUTCOMES, Episode, Outcome
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.env import STEP_LIMIT
-from icrl_utils.lake.maps import ACTIONS, LakeMap
+from icrl_utils.lake.maps import ACTIONS, LakeMap, TileGame
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import Records, rollout
 from icrl_utils.plots.curves import Curves, plot_learning_curves, success_by_policy
@@ -145,7 +145,7 @@ def _epsilon(group: Curves, name: str) -> np.ndarray | str | None:
 
 
 class Game:
-    """A few episodes on one lake, played by hand. It knows the rules and no widgets.
+    """A few episodes on one lake, or of another game, played by hand. It knows the rules and no widgets.
 
     Args:
         starts: the start tile of every episode.
@@ -154,9 +154,10 @@ class Game:
         ValueError: the lake has more tiles than the compact text has words for.
     """
 
-    def __init__(self, lake_map: LakeMap, starts: list[int]):
+    def __init__(self, lake_map: TileGame, starts: list[int]):
         check_words(lake_map)
         self.lake_map, self.starts = lake_map, starts
+        self._rng = np.random.default_rng(0)  # where moves slip
         self.episodes: list[Episode] = []  # those that have ended
         self._tiles = [starts[0]]
         self._actions: list[int] = []
@@ -179,7 +180,8 @@ class Game:
         """Take ``action`` 0..3. Returns how the episode ended, None if it goes on. After the last one nothing moves."""
         if self.over:
             return None
-        tile = int(self.lake_map.next_tile[self.tile, action])
+        happening = self._rng.choice(4, p=self.lake_map.slip[action])
+        tile = int(self.lake_map.next_tile[self.tile, happening])
         self._tiles.append(tile)
         self._actions.append(action)
         outcome: Outcome | None = None
@@ -196,7 +198,7 @@ class Game:
         return outcome
 
 
-def check_words(lake_map: LakeMap) -> None:
+def check_words(lake_map: TileGame) -> None:
     """Raises ValueError where the compact text, in which the game is told, has too few words."""
     if lake_map.n_tiles > COMPACT_TILES:
         raise ValueError(
@@ -208,8 +210,9 @@ def check_words(lake_map: LakeMap) -> None:
 class PlayAgainstAgent(ipywidgets.VBox):
     """See ``play_against_agent``. Attributes: ``game``, ``records`` of the agent, ``buttons``, ``reveal``."""
 
-    def __init__(self, lake_map: LakeMap, records: Records):
+    def __init__(self, lake_map: TileGame, records: Records):
         self.records = records
+        self._noun = "lake" if isinstance(lake_map, LakeMap) else "game"
         self.opponent = records.episodes(0)
         self.game = Game(lake_map, records.tiles[0, :, 0].tolist())
         self.buttons = {
@@ -221,7 +224,7 @@ class PlayAgainstAgent(ipywidgets.VBox):
         for action, button in enumerate(self.buttons.values()):
             button.on_click(functools.partial(self._on_move, action))
         self.reveal = ipywidgets.Button(
-            description="Show the lake (spoiler)", button_style="info", layout=ipywidgets.Layout(width="14em")
+            description=f"Show the {self._noun} (spoiler)", button_style="info", layout=ipywidgets.Layout(width="14em")
         )
         self.reveal.on_click(self._on_reveal)
         self.view, self.table, self.output = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
@@ -241,13 +244,13 @@ class PlayAgainstAgent(ipywidgets.VBox):
     def _move(self, action: int) -> None:
         outcome = self.game.move(action)
         self._message = {
-            "goal": "★ Goal! A new episode begins, on the same lake.",
-            "hole": "✕ A hole. A new episode begins, on the same lake: it is where it was.",
-            "limit": f"… {STEP_LIMIT} moves without an end: cut off. A new episode begins, on the same lake.",
+            "goal": f"★ Goal! A new episode begins, on the same {self._noun}.",
+            "hole": f"✕ A hole. A new episode begins, on the same {self._noun}: it is where it was.",
+            "limit": f"… {STEP_LIMIT} moves without an end: cut off. A new episode begins, on the same {self._noun}.",
             None: f"You moved {ACTIONS[action]}.",
         }[outcome]
         if self.game.over:
-            self._message = "That was the last episode. Now look at the lake."
+            self._message = f"That was the last episode. Now look at the {self._noun}."
         self._refresh()
 
     def _refresh(self) -> None:
@@ -295,12 +298,12 @@ class PlayAgainstAgent(ipywidgets.VBox):
 
 def play_against_agent(
     agent: Policy,
-    lake_map: LakeMap,
+    lake_map: TileGame,
     schedule: str | Sequence[float] = "greedy",
     episodes: int | None = None,
     seed: int = 0,
 ) -> PlayAgainstAgent:
-    """Play a lake by its tile numbers alone, and compare yourself with ``agent`` on the same lake and the same starts.
+    """Play a lake, or another game, by its tile numbers alone, and compare yourself with ``agent`` on the same starts.
 
     The agent plays all its episodes when the widget is made, with a fresh history; ``schedule`` and ``episodes`` are
     those of ``rollout``.

@@ -1,4 +1,4 @@
-"""Lesson 01: what a lake is, the environments, and the lists of lakes that are held out.
+"""Lesson 01: what a lake is, the environments, the lists of lakes that are held out, and games that are no lakes.
 
-Files in the order of reading: `maps`, `env`, `held_out`.
+Files in the order of reading: `maps`, `env`, `held_out`, `games`.
 """

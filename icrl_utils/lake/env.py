@@ -4,7 +4,8 @@
 
 The rules are those of gymnasium's FrozenLake-v1: the observation is the tile number ``row * width + column``,
 the actions are left, down, right, up, the reward is 1 on a goal tile and 0 elsewhere, goals and holes end the
-episode. Maps, their law and their exact values are in ``lake/maps.py``.
+episode. Maps, their law and their exact values are in ``lake/maps.py``. The vector environment plays every other game
+on numbered tiles (``lake/games.py``) as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from icrl_utils.lake.maps import ACTIONS, DEFAULT_MAP, GOAL_TILE, ICE, LakeMap, LakeTables, checked_maps
+from icrl_utils.lake.maps import (
+    ACTIONS,
+    DEFAULT_MAP,
+    FIRM,
+    GOAL_TILE,
+    ICE,
+    SLIPPERY,
+    LakeMap,
+    LakeTables,
+    TileGame,
+    checked_maps,
+)
 from icrl_utils.ranges import checked_seed, whole_number, whole_numbers
 
 STEP_LIMIT = 100
@@ -55,9 +67,18 @@ def _uniform(keys: np.ndarray, episode: np.ndarray, step: np.ndarray) -> np.ndar
     return (_mixed(keys + counter * _INCREMENT) >> _U11) * 2.0**-53
 
 
-def _slipped(action: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """The direction of the move on slippery ice: the chosen one or one beside it, each with probability 1/3."""
-    return (action + (3 * uniform).astype(np.int64) - 1) % 4
+_TURNS = (np.arange(4)[:, None] + np.arange(4) - 1) % 4  # of each action: beside it, itself, beside it, opposite
+
+
+def _turns_below(slip: np.ndarray) -> np.ndarray:
+    """float64 [n, 4, 3] from float64 [n, 4, 4]: below which of these numbers a uniform one chooses the turn."""
+    return np.take_along_axis(slip, np.broadcast_to(_TURNS, slip.shape), axis=2).cumsum(axis=2)[:, :, :3]
+
+
+def _slipped(action: np.ndarray, below: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """int64 [n]: how the chosen actions int64 [n] turn out, given what `_turns_below` says and uniform numbers [n]."""
+    turn = (uniform[:, None] >= below[np.arange(len(action)), action]).sum(axis=1)
+    return _TURNS[action, turn]
 
 
 class FrozenLakeEnv(gymnasium.Env):
@@ -98,8 +119,9 @@ class FrozenLakeEnv(gymnasium.Env):
             raise RuntimeError("step() before reset(): call reset(seed=...) first.")
         action = whole_number("action", action, 0, 3, fits="0 (left), 1 (down), 2 (right) or 3 (up)")
         self._steps += 1
-        if self.slippery:
-            action = int(_slipped(np.array([action]), self._random())[0])
+        slip = SLIPPERY if self.slippery else self.lake_map.slip
+        if slip is not FIRM:
+            action = int(_slipped(np.array([action]), _turns_below(slip[None]), self._random())[0])
         self._tile = int(self.lake_map.next_tile[self._tile, action])
         on_goal = self._tile in self.lake_map.goals
         return self._tile, float(on_goal), on_goal or self._tile in self.lake_map.holes, False, {}
@@ -125,14 +147,15 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
     whether or not that step also terminates: test ``terminated`` first.
 
     Args:
-        maps: the lakes, one per environment.
-        slippery: move in the chosen direction or one of the two beside it, each with probability 1/3.
+        maps: the lakes or other games, one per environment.
+        slippery: move in the chosen direction or one of the two beside it, each with probability 1/3. False: as each
+            game itself says, lakes in the chosen direction.
         step_limit: steps after which an episode is truncated.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    def __init__(self, maps: Sequence[LakeMap], slippery: bool = False, step_limit: int = STEP_LIMIT):
+    def __init__(self, maps: Sequence[TileGame], slippery: bool = False, step_limit: int = STEP_LIMIT):
         self.step_limit = whole_number("step_limit", step_limit, 1)
         self.maps = checked_maps(maps)
         self.slippery = slippery
@@ -148,6 +171,9 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
         self._first = np.arange(n) * tiles
         self._next = (tables.next_tile + self._first[:, None, None]).ravel()
         self._kind = tables.kind.ravel()
+        slip = np.broadcast_to(SLIPPERY, tables.slip.shape) if self.slippery else tables.slip
+        self._may_slip = bool((slip != FIRM).any())
+        self._turns_below = _turns_below(slip)
         self.single_observation_space = gymnasium.spaces.Discrete(tiles)
         self.single_action_space = gymnasium.spaces.Discrete(4)
         self.observation_space = batch_space(self.single_observation_space, n)
@@ -187,8 +213,8 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
             raise RuntimeError("step() before reset(): call reset(seed=...) first.")
         actions = self._checked_actions(actions)
         self._steps += 1
-        if self.slippery:
-            actions = _slipped(actions, _uniform(self._keys, self._episode, self._steps))
+        if self._may_slip:
+            actions = _slipped(actions, self._turns_below, _uniform(self._keys, self._episode, self._steps))
         place = self._next[self._place * 4 + actions]
         kind = self._kind[place]
         reward = (kind == GOAL_TILE).astype(np.float64)
@@ -233,7 +259,7 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
 def make_vector_env(
     num_envs: int = 1,
     lake_map: LakeMap = DEFAULT_MAP,
-    maps: Sequence[LakeMap] | None = None,
+    maps: Sequence[TileGame] | None = None,
     slippery: bool = False,
     max_episode_steps: int = STEP_LIMIT,
 ) -> FrozenLakeVectorEnv:

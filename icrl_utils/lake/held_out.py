@@ -18,6 +18,7 @@ from icrl_utils.lake.maps import (
     PAPER_OUT_OF_DISTRIBUTION,
     LakeMap,
     MapDistribution,
+    TileGame,
     checked_maps,
 )
 from icrl_utils.paths import ASSETS, atomically
@@ -42,6 +43,11 @@ def held_out_maps(name: str) -> list[LakeMap]:
     return list(_held_out()[_checked_name(name)])
 
 
+def held_out_law(name: str) -> MapDistribution:
+    """The law that ``held_out_maps(name)`` were drawn from."""
+    return _LAWS[_checked_name(name)]
+
+
 def development_maps(name: str, n: int = _DEVELOPMENT_SIZE) -> list[LakeMap]:
     """``n`` distinct maps of the same law as ``held_out_maps(name)``, none of them held out: for tuning."""
     law = _LAWS[_checked_name(name)]
@@ -56,10 +62,11 @@ def training_maps(distribution: MapDistribution, n: int, seed: int | np.random.G
     return distribution.sample(n, seed, exclude=_all_held_out().union(development))
 
 
-def reject_held_out(maps: Sequence[LakeMap], argument: str = "maps") -> None:
-    """Raises a ValueError that names ``argument`` if any of ``maps`` is held out, or if there is none."""
+def reject_held_out(maps: Sequence[TileGame], argument: str = "maps") -> None:
+    """Raises a ValueError that names ``argument`` if any of ``maps`` is held out, in whatever words, or if there is
+    none."""
     maps = checked_maps(maps, argument)
-    found = [i for i, lake in enumerate(maps) if lake in _all_held_out()]
+    found = [i for i, game in enumerate(maps) if game.lake in _all_held_out()]
     if found:
         raise ValueError(
             f"{argument}[{found[0]}]={maps[found[0]].id!r} is a held-out map ({len(found)} of {len(maps)} are): "

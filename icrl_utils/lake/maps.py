@@ -2,16 +2,20 @@
 
     MapDistribution.sample -> list[LakeMap] -> LakeTables
 
-Tiles are numbered ``row * width + column``. Nothing here moves: the environments are in ``lake/env.py``.
+A lake is one of the games on numbered tiles (`TileGame`); games that are no lakes, and their laws, are in
+``lake/games.py``. Tiles of a lake are numbered ``row * width + column``. Nothing here moves: the environments are in
+``lake/env.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,8 +33,138 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
+# How a chosen action turns out: float64 [4, 4], the probability that the row's action becomes the column's.
+FIRM = _read_only(np.eye(4))  # as chosen
+SLIPPERY = _read_only((np.eye(4) + np.roll(np.eye(4), 1, axis=1) + np.roll(np.eye(4), -1, axis=1)) / 3)  # gymnasium's
+FAR_SIGHTED = 0.99  # discount of the values that say what is best where moves slip: a hundred moves still count
+
+
+class TileGame(ABC):
+    """A game on numbered tiles with four actions: all that the compact text can tell, and all that players meet.
+
+    A game says what it is by ``letters``, ``next_tile``, ``slip`` and ``id``; everything else follows. Games are
+    immutable and hashable. That tiles lie side by side is known to lakes only: nothing here knows geometry.
+    """
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Everything that makes the game, in one line."""
+
+    @property
+    @abstractmethod
+    def letters(self) -> str:
+        """One letter a tile: S (start), F (frozen: play goes on), H (hole, deadly), G (goal)."""
+
+    @property
+    @abstractmethod
+    def next_tile(self) -> np.ndarray:
+        """int16 [n_tiles, 4]: the tile after each move. Goals and holes lead to themselves."""
+
+    @property
+    def slip(self) -> np.ndarray:
+        """float64 [4, 4]: the probability that the chosen action (row) turns out as another (column)."""
+        return FIRM
+
+    @property
+    def lake(self) -> LakeMap | None:
+        """The lake that the game tells in other words, None if it is no lake: held-out lakes stay held out."""
+        return None
+
+    @property
+    def n_tiles(self) -> int:
+        return len(self.letters)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return self._tiles("S")
+
+    @property
+    def goals(self) -> tuple[int, ...]:
+        return self._tiles("G")
+
+    @property
+    def holes(self) -> tuple[int, ...]:
+        return self._tiles("H")
+
+    def _tiles(self, letter: str) -> tuple[int, ...]:
+        return tuple(tile for tile, here in enumerate(self.letters) if here == letter)
+
+    # The arrays below are made at their first use: sampling and comparing games must stay cheap.
+    @cached_property
+    def _tables(self) -> LakeTables:
+        return LakeTables([self])
+
+    @property
+    def kind(self) -> np.ndarray:
+        """uint8 [n_tiles]: ICE, GOAL_TILE or HOLE_TILE."""
+        return _read_only(self._tables.kind[0])
+
+    @cached_property
+    def distances(self) -> np.ndarray:
+        """int16 [n_tiles]: moves to the nearest goal around the holes; 0 on goals, -1 where there is no way.
+
+        Where moves slip it is the fewest, with luck."""
+        return _read_only(self._tables.distances[0])
+
+    def optimal_steps(self, start: int) -> int:
+        """Moves of a shortest path from ``start`` to a goal, -1 if there is none."""
+        return int(self.distances[whole_number("start", start, 0, self.n_tiles - 1)])
+
+    def transition_probabilities(self, slippery: bool = False) -> np.ndarray:
+        """float64 [n_tiles, 4, n_tiles]: P(next tile | tile, action).
+
+        ``slippery``: as on slippery ice, in the chosen direction or one of the two beside it, each with probability
+        1/3, whatever the game's own ``slip`` is.
+        """
+        tiles, actions = np.ogrid[: self.n_tiles, :4]
+        probabilities = np.zeros((self.n_tiles, 4, self.n_tiles))
+        slip = SLIPPERY if slippery else self.slip
+        for happening in range(4):
+            probabilities[tiles, actions, self.next_tile[tiles, happening]] += slip[:, happening]
+        terminal = [*self.goals, *self.holes]
+        probabilities[terminal] = np.eye(self.n_tiles)[terminal][:, None]  # 1 exactly, not three thirds
+        return probabilities
+
+    def optimal_values(self, gamma: float = 0.9, slippery: bool = False) -> np.ndarray:
+        """float64 [n_tiles, 4]: the optimal action values, by value iteration until nothing changes any more.
+
+            Q*(s, a) = sum_s' P(s' | s, a) (r(s') + gamma max_a' Q*(s', a'))
+
+        with r = 1 on goals, 0 elsewhere, and Q* = 0 at goals and holes, where the episode is over.
+        """
+        if not 0 <= real_number("gamma", gamma) <= 1:
+            raise ValueError(f"gamma={gamma!r} is not a discount factor: pass a number from 0 to 1.")
+        tables = self._tables
+        slip = SLIPPERY[None] if slippery else tables.slip
+        return exact_values(tables.next_tile, tables.kind, slip, gamma)[0]
+
+
+def exact_values(next_tile: np.ndarray, kind: np.ndarray, slip: np.ndarray, gamma: float) -> np.ndarray:
+    """float64 [n, tiles, 4]: Q* of n games; `TileGame.optimal_values` has the equation, `LakeTables` the arguments."""
+    n, tiles = kind.shape
+    after = next_tile + tiles * np.arange(n)[:, None, None]
+    reward, goes_on = (kind == GOAL_TILE).astype(float), kind == ICE
+    values = np.zeros((n, tiles, 4))
+    while True:
+        worth = (reward + gamma * values.max(axis=2)).ravel()[after]  # of what really happens
+        new = (worth @ slip.swapaxes(1, 2)) * goes_on[:, :, None]
+        if np.abs(new - values).max() < 1e-14:
+            return new
+        values = new
+
+
+def check_letters(letters: str, argument: str) -> None:
+    """Raises a ValueError that begins with ``argument`` unless ``letters`` make a game: a start, a goal, no others."""
+    if unknown := set(letters).difference(LETTERS):
+        raise ValueError(f"{argument} has unknown letters {sorted(unknown)}: use only S, F, H and G.")
+    for letter, name in (("S", "start"), ("G", "goal")):
+        if letter not in letters:
+            raise ValueError(f"{argument} has no {name}: put at least one {letter} on the map.")
+
+
 @dataclass(frozen=True)
-class LakeMap:
+class LakeMap(TileGame):
     """One lake, immutable and hashable: ``LakeMap(("SFF", "FHF", "FFG"))``.
 
     Args:
@@ -53,12 +187,7 @@ class LakeMap:
                 raise ValueError(f"rows={rows!r} holds {row!r}: every row must be a string such as 'SFHG'.")
             if len(row) != len(rows[0]):
                 raise ValueError(f"rows={rows!r} is not rectangular: give every row as many letters.")
-        letters = set("".join(rows))
-        if unknown := letters.difference(LETTERS):
-            raise ValueError(f"rows={rows!r} has unknown letters {sorted(unknown)}: use only S, F, H and G.")
-        for letter, name in (("S", "start"), ("G", "goal")):
-            if letter not in letters:
-                raise ValueError(f"rows={rows!r} has no {name}: put at least one {letter} on the map.")
+        check_letters("".join(rows), f"rows={rows!r}")
         if self.n_tiles > LARGEST_INT16:
             raise ValueError(
                 f"rows: {self.height} x {self.width} = {self.n_tiles:,} tiles are too many, their numbers would not "
@@ -88,73 +217,22 @@ class LakeMap:
         return list(self.rows)
 
     @property
-    def starts(self) -> tuple[int, ...]:
-        return self._tiles("S")
+    def letters(self) -> str:
+        return "".join(self.rows)
 
     @property
-    def goals(self) -> tuple[int, ...]:
-        return self._tiles("G")
-
-    @property
-    def holes(self) -> tuple[int, ...]:
-        return self._tiles("H")
-
-    def _tiles(self, letter: str) -> tuple[int, ...]:
-        return tuple(tile for tile, here in enumerate("".join(self.rows)) if here == letter)
-
-    # The arrays below are made at their first use: sampling and comparing maps must stay cheap.
-    @cached_property
-    def _tables(self) -> LakeTables:
-        return LakeTables([self])
+    def lake(self) -> LakeMap:
+        return self
 
     @cached_property
     def next_tile(self) -> np.ndarray:
         """int16 [n_tiles, 4]: the tile after each action, without slipping. Goals and holes lead to themselves."""
-        return _read_only(self._tables.next_tile[0])
-
-    @cached_property
-    def distances(self) -> np.ndarray:
-        """int16 [n_tiles]: moves to the nearest goal around the holes; 0 on goals, -1 where there is no way."""
-        return _read_only(self._tables.distances[0])
-
-    def optimal_steps(self, start: int) -> int:
-        """Moves of a shortest path from ``start`` to a goal, -1 if there is none."""
-        return int(self.distances[whole_number("start", start, 0, self.n_tiles - 1)])
-
-    def transition_probabilities(self, slippery: bool = False) -> np.ndarray:
-        """float64 [n_tiles, 4, n_tiles]: P(next tile | tile, action).
-
-        A slippery lake moves in the chosen direction or one of the two beside it, each with probability 1/3.
-        """
-        tiles, actions = np.ogrid[: self.n_tiles, :4]
-        probabilities = np.zeros((self.n_tiles, 4, self.n_tiles))
-        turns = (-1, 0, 1) if slippery else (0,)
-        for turn in turns:
-            probabilities[tiles, actions, self.next_tile[tiles, (actions + turn) % 4]] += 1 / len(turns)
-        terminal = [*self.goals, *self.holes]
-        probabilities[terminal] = np.eye(self.n_tiles)[terminal][:, None]  # 1 exactly, not three thirds
-        return probabilities
-
-    def optimal_values(self, gamma: float = 0.9, slippery: bool = False) -> np.ndarray:
-        """float64 [n_tiles, 4]: the optimal action values, by value iteration until nothing changes any more.
-
-            Q*(s, a) = sum_s' P(s' | s, a) (r(s') + gamma max_a' Q*(s', a'))
-
-        with r = 1 on goals, 0 elsewhere, and Q* = 0 at goals and holes, where the episode is over.
-        """
-        if not 0 <= real_number("gamma", gamma) <= 1:
-            raise ValueError(f"gamma={gamma!r} is not a discount factor: pass a number from 0 to 1.")
-        probabilities = self.transition_probabilities(slippery)
-        reward = np.zeros(self.n_tiles)
-        reward[list(self.goals)] = 1
-        terminal = [*self.goals, *self.holes]
-        values = np.zeros((self.n_tiles, 4))
-        while True:
-            new = probabilities @ (reward + gamma * values.max(axis=1))
-            new[terminal] = 0
-            if np.abs(new - values).max() < 1e-14:
-                return new
-            values = new
+        tile = np.arange(self.n_tiles)
+        row, column = np.divmod(tile, self.width)
+        goes_on = np.array([letter in "SF" for letter in self.letters])
+        has_room = np.stack([column > 0, row < self.height - 1, column < self.width - 1, row > 0], axis=1)
+        shift = np.array([-1, self.width, 1, -self.width])
+        return _read_only((tile[:, None] + shift * (has_room & goes_on[:, None])).astype(np.int16))
 
 
 @dataclass(frozen=True)
@@ -278,69 +356,83 @@ def goal_distances(letters: np.ndarray) -> np.ndarray:
     return distances.reshape(n, height + 1, width + 1)[:, :height, :width]
 
 
+def moves_to_goal(next_tile: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """int16 [n, tiles] from int16 [n, tiles, 4] and uint8 [n, tiles]: breadth-first search backwards from the goals.
+
+    All games at once, and no geometry: what leads where is all that is known.
+    """
+    n, tiles = kind.shape
+    after = (next_tile + tiles * np.arange(n)[:, None, None]).ravel()
+    edges = np.argsort(after, kind="stable")  # by the place that they lead to; those to place p begin at first[p]
+    first = np.concatenate([[0], np.cumsum(np.bincount(after, minlength=n * tiles))])
+    distances = np.full(n * tiles, -1, np.int16)
+    frontier, distance = np.flatnonzero(kind.ravel() == GOAL_TILE), 0
+    while len(frontier):
+        distances[frontier] = distance
+        counts = first[frontier + 1] - first[frontier]
+        begins = np.repeat(first[frontier] - (np.cumsum(counts) - counts), counts)
+        before = np.unique(edges[begins + np.arange(counts.sum())] // 4)
+        frontier, distance = before[distances[before] < 0], distance + 1
+    return distances.reshape(n, tiles)
+
+
 class LakeTables:
-    """Many maps of mixed sizes as arrays, padded to the largest number of tiles and starts.
+    """Many games, of mixed sizes, as arrays, padded to the largest number of tiles and starts.
 
     Attributes:
         next_tile: int16 [n, tiles, 4], tile after each action; goals, holes and padding lead to themselves.
         kind: uint8 [n, tiles], ICE, GOAL_TILE or HOLE_TILE.
-        starts: int16 [n, max_starts] in rising order, padded by the first start.
+        starts: int16 [n, max_starts] in the game's order, padded by the first start.
         n_starts: int16 [n].
+        slip: float64 [n, 4, 4], the probability that the chosen action turns out as another.
         distances: int16 [n, tiles], moves to the nearest goal, -1 where there is no way (and on padding).
     """
 
-    _ARRAYS = ("next_tile", "kind", "starts", "n_starts", "distances")
+    _ARRAYS = ("next_tile", "kind", "starts", "n_starts", "slip", "distances")
 
-    def __init__(self, maps: Sequence[LakeMap]):
+    def __init__(self, maps: Sequence[TileGame]):
         maps = checked_maps(maps)
-        texts = ["".join(lake.rows) for lake in maps]
+        texts, starts = [game.letters for game in maps], [game.starts for game in maps]
         n, tiles = len(maps), max(map(len, texts))
         padded = "".join([text.ljust(tiles, "\0") for text in texts]).encode("ascii")
         letters = np.frombuffer(padded, np.uint8).reshape(n, tiles)
-        height = np.array([len(lake.rows) for lake in maps])[:, None]
-        width = np.array([len(lake.rows[0]) for lake in maps])[:, None]
-        tile = np.arange(tiles)
-        row, column = np.divmod(tile, width)
-
         self.kind = np.zeros((n, tiles), np.uint8)
         self.kind[letters == GOAL_LETTER] = GOAL_TILE
         self.kind[letters == HOLE_LETTER] = HOLE_TILE
-        moves = (self.kind == ICE) & (letters != 0)
+        self.n_starts = np.array([len(own) for own in starts], np.int16)
+        most = int(self.n_starts.max())
+        self.starts = np.array([own + own[:1] * (most - len(own)) for own in starts], np.int16)
         self.next_tile = np.empty((n, tiles, 4), np.int16)
-        self.next_tile[:, :, 0] = tile - (moves & (column > 0))
-        self.next_tile[:, :, 1] = tile + (moves & (row < height - 1)) * width
-        self.next_tile[:, :, 2] = tile + (moves & (column < width - 1))
-        self.next_tile[:, :, 3] = tile - (moves & (row > 0)) * width
-
-        is_start = letters == START_LETTER
-        self.n_starts = is_start.sum(axis=1).astype(np.int16)
-        order = np.argsort(~is_start, axis=1, kind="stable")[:, : self.n_starts.max()]
-        is_padding = np.arange(order.shape[1]) >= self.n_starts[:, None]
-        self.starts = np.where(is_padding, order[:, :1], order).astype(np.int16)
-
-        inside = letters != 0
-        grid = np.zeros((n, height.max(), width.max()), np.uint8)
-        at = (np.broadcast_to(np.arange(n)[:, None], inside.shape)[inside], row[inside], column[inside])
-        grid[at] = letters[inside]
-        self.distances = np.full((n, tiles), -1, np.int16)
-        self.distances[inside] = goal_distances(grid)[at]
+        self.next_tile[:] = np.arange(tiles)[:, None]
+        for row, game in enumerate(maps):
+            self.next_tile[row, : len(texts[row])] = game.next_tile
+        self.slip = np.array([game.slip for game in maps])
+        self.distances = moves_to_goal(self.next_tile, self.kind)
 
     def __len__(self) -> int:
         return len(self.kind)
 
     @property
     def n_tiles(self) -> int:
-        """Tiles of the largest map."""
+        """Tiles of the largest game."""
         return self.kind.shape[1]
 
     @cached_property
     def optimal(self) -> np.ndarray:
-        """bool [n, tiles, 4]: the action brings the agent one move nearer to the nearest goal."""
+        """bool [n, tiles, 4]: the action brings the agent one move nearer to the nearest goal.
+
+        Where moves slip the shortest way may be a dangerous one: there it is an action of the largest exact value.
+        """
         after = np.take_along_axis(self.distances[:, :, None], self.next_tile.astype(np.int64), axis=1)
-        return after == self.distances[:, :, None] - 1
+        best = after == self.distances[:, :, None] - 1
+        slips = (self.slip != FIRM).any(axis=(1, 2))
+        if slips.any():
+            values = exact_values(self.next_tile[slips], self.kind[slips], self.slip[slips], FAR_SIGHTED)
+            best[slips] = (values > values.max(axis=2, keepdims=True) - 1e-9) & (values > 0)
+        return best
 
     def take(self, rows: np.ndarray) -> LakeTables:
-        """The tables of some of the maps, in the order of ``rows`` (padding keeps its width)."""
+        """The tables of some of the games, in the order of ``rows`` (padding keeps its width)."""
         part = copy.copy(self)
         part.__dict__.pop("optimal", None)
         for name in self._ARRAYS:
@@ -348,16 +440,19 @@ class LakeTables:
         return part
 
 
-def checked_maps(maps: Sequence[LakeMap], argument: str = "maps") -> list[LakeMap]:
-    """``maps`` as a list. Raises a ValueError that names ``argument`` unless it holds lakes, and at least one."""
-    if isinstance(maps, LakeMap):
+AnyGame = TypeVar("AnyGame", bound=TileGame)
+
+
+def checked_maps(maps: Sequence[AnyGame], argument: str = "maps") -> list[AnyGame]:
+    """``maps`` as a list. Raises a ValueError that names ``argument`` unless it holds games, and at least one."""
+    if isinstance(maps, TileGame):
         raise ValueError(f"{argument}={maps!r} is one lake: pass a list of lakes, for example [lake].")
     if not isinstance(maps, Iterable):
         raise ValueError(f"{argument}={maps!r}: pass a list of LakeMap objects.")
     maps = list(maps)
     if not maps:
         raise ValueError(f"{argument}=[] is empty: pass at least one LakeMap, e.g. held_out_maps('in_distribution').")
-    for lake in maps:
-        if not isinstance(lake, LakeMap):
-            raise ValueError(f"{argument} holds {lake!r}: pass LakeMap objects, e.g. LakeMap(('SFF', 'FFG')).")
+    for game in maps:
+        if not isinstance(game, TileGame):
+            raise ValueError(f"{argument} holds {game!r}: pass LakeMap objects, e.g. LakeMap(('SFF', 'FFG')).")
     return maps

@@ -9,6 +9,7 @@ context, without moving anything.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from icrl_utils.history.episodes import RESET
 from icrl_utils.history.format import HistoryFormat
-from icrl_utils.lake.maps import LakeMap
+from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.adapters import (
     ONLINE,
     adapter_parameters,
@@ -97,7 +98,7 @@ class Agent:
     def batch_maps(self) -> int:
         return maps_at_once(causal_lm(self.model).config, causal_lm(self.model).lm_head.weight.dtype)
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         n, self._choice = len(maps), Choice(self.temperature, rngs, self.patience)
         self._cache = GrowingCache()
         # For every cached token the episode that it belongs to, -1 for padding; a row sees the episodes >= oldest.

@@ -7,16 +7,20 @@ Except for ``OraclePolicy`` none of them looks at a map. Each learns from its ow
 - ``RMaxPolicy``: a model of the transitions seen, used to reach a goal or else the nearest untried action.
 - ``OraclePolicy``: shortest paths on the true map.
 
+None knows geometry, so all of them play every game on numbered tiles.
+
 The memory-less baseline is the agent itself with ``memory=False``; posterior sampling, which knows the law of the
 maps, has a file of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from icrl_utils.history.episodes import GOAL, HOLE, RESET
-from icrl_utils.lake.maps import LakeMap, LakeTables
+from icrl_utils.lake.maps import LakeTables, TileGame
 from icrl_utils.play.policy import Dice, Step, check_started
 from icrl_utils.play.tabular import TabularQ
 
@@ -25,7 +29,7 @@ class RandomPolicy:
     name = "random"
     _dice: Dice | None = None  # before `start`
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         self._dice = Dice(rngs, 1)
 
     def act(self, step: Step) -> np.ndarray:
@@ -45,7 +49,7 @@ class TabularPolicy:
         self.initial_value = initial_value
         self.name = "optimistic tabular Q" if initial_value > 0 else "tabular Q"
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         self._dice = Dice(rngs, 4)
         self._table = TabularQ(len(maps), max(lake.n_tiles for lake in maps), self.initial_value)
         self._tile = np.zeros(len(maps), np.int64)
@@ -77,13 +81,15 @@ class RMaxPolicy:
     is sought, both plans are shortest paths on the graph of the moves seen so far:
 
         d(tile) = 1 + min over tried actions of d(next tile),   and d = infinity beyond a hole.
+
+    It takes it that a move always leads to the same tile. Where it does not, it believes what it saw last.
     """
 
     name = "R-max"
     _FAR = 1_000_000  # longer than any path
     _dice: Dice | None = None
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         n, tiles = len(maps), max(lake.n_tiles for lake in maps)
         self._dice = Dice(rngs, 4)
         self._tile = np.zeros(n, np.int64)
@@ -97,7 +103,7 @@ class RMaxPolicy:
         n = np.arange(len(step.tile))
         moved = np.flatnonzero(step.action != RESET)
         at = moved, self._tile[moved], step.action[moved]
-        is_new = self._next[at] < 0
+        is_new = self._next[at] != step.tile[moved]
         self._next[at] = step.tile[moved]
         ended = np.flatnonzero((step.outcome == GOAL) | (step.outcome == HOLE))
         self._ends[ended, step.tile[ended]] = step.outcome[ended]
@@ -140,12 +146,12 @@ class RMaxPolicy:
 
 
 class OraclePolicy:
-    """Knows the map: always a move that shortens the way to the nearest goal."""
+    """Knows the map: always a move that shortens the way to the nearest goal (on ice that slips: the safest one)."""
 
     name = "oracle"
     _dice: Dice | None = None
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         self._dice = Dice(rngs, 4)
         self._optimal = LakeTables(maps).optimal
 

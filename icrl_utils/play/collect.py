@@ -6,6 +6,7 @@ and the random generator that it is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from icrl_utils.history.episodes import GOAL, HOLE, LIMIT, RESET, RUNNING
 from icrl_utils.lake.env import FrozenLakeVectorEnv
 from icrl_utils.lake.held_out import reject_held_out
-from icrl_utils.lake.maps import LakeMap, LakeTables
+from icrl_utils.lake.maps import LakeTables, TileGame
 from icrl_utils.play.tabular import TabularQ
 from icrl_utils.ranges import real_number, whole_number
 
@@ -67,7 +68,7 @@ class Play(NamedTuple):
 
 
 def collect(
-    maps: list[LakeMap],
+    maps: Sequence[TileGame],
     behaviour: Behaviour,
     rng: np.random.Generator,
     episodes: tuple[int, int] = (20, 40),

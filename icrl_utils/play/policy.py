@@ -1,8 +1,8 @@
 """What a policy sees and answers: the protocol between ``rollout`` and everything that can play a lake.
 
-One policy object plays n lakes in lock-step. At each step it is told what just happened on every lake and names the
-next action for every lake. The first step, and the step after an episode's end, is a reset: no action was taken and a
-new episode begins on ``tile`` (gymnasium's next-step autoreset).
+One policy object plays n lakes, or other games on numbered tiles, in lock-step. At each step it is told what just
+happened on each and names the next action for each. The first step, and the step after an episode's end, is a reset: no
+action was taken and a new episode begins on ``tile`` (gymnasium's next-step autoreset).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from icrl_utils.history.episodes import RESET
-from icrl_utils.lake.maps import LakeMap
+from icrl_utils.lake.maps import TileGame
 from icrl_utils.ranges import real_number
 
 PATIENCE = 25  # moves in an episode until the temperature of a choice is at its height
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 class Policy(Protocol):
     name: str
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         """Begin n = len(maps) fresh histories, each with its own random generator: a lake is played the same alone and
         among others. A policy that learns may use nothing of ``maps`` but their number and the size of the largest;
         only the oracle looks at a map, only posterior sampling knows the law of maps."""

@@ -7,6 +7,8 @@ al. 2013); it draws anew as soon as the drawn lake is contradicted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from icrl_utils.history.episodes import GOAL, HOLE, RESET, RUNNING
@@ -15,8 +17,8 @@ from icrl_utils.lake.maps import (
     GOAL_LETTER,
     HOLE_LETTER,
     START_LETTER,
-    LakeMap,
     MapDistribution,
+    TileGame,
     goal_distances,
 )
 from icrl_utils.play.policy import Dice, Step, check_started
@@ -59,7 +61,7 @@ class PosteriorSamplingPolicy:
         self._below[IS_GOAL] = 0, 1, 1
         self._below[IS_HOLE] = 0, 0, 1
 
-    def start(self, maps: list[LakeMap], rngs: list[np.random.Generator]) -> None:
+    def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         n, size = len(maps), self.law.max_size
         self._rngs, self._dice = list(rngs), Dice(rngs, 4)
         self._tile = np.zeros(n, np.int64)

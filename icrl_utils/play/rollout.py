@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from icrl_utils.history.episodes import GOAL, HOLE, LIMIT, OUTCOMES, RESET, RUNNING, Episode
 from icrl_utils.lake.env import STEP_LIMIT, FrozenLakeVectorEnv
-from icrl_utils.lake.maps import LakeMap, checked_maps
+from icrl_utils.lake.maps import TileGame, checked_maps
 from icrl_utils.play.policy import Policy, Step
 from icrl_utils.ranges import LARGEST_INT16, checked_seed, whole_number
 
@@ -91,7 +91,7 @@ class Records:
     """
 
     policy: str
-    maps: list[LakeMap]
+    maps: list[TileGame]
     epsilon: np.ndarray  # float64 [episodes]: probability that the policy acted
     seed: int
     outcome: np.ndarray  # uint8 [n, episodes]: GOAL, HOLE or LIMIT
@@ -117,7 +117,7 @@ class Records:
 
 def rollout(
     policy: Policy,
-    maps: Sequence[LakeMap],
+    maps: Sequence[TileGame],
     schedule: str | Sequence[float] = "paper",
     seed: int = 0,
     episodes: int | None = None,
@@ -128,7 +128,7 @@ def rollout(
     """Let ``policy`` play the same number of episodes on every map, its history running on from episode to episode.
 
     Args:
-        maps: the lakes; each is one independent history.
+        maps: the lakes or other games; each is one independent history.
         schedule, episodes: see ``epsilon_schedule``.
         seed: start tiles, coins and random actions; the same for every policy. Not the seed of the maps.
         batch_maps: lakes played at once; by default what the policy asks for (an agent: what fits its cache budget).
@@ -138,16 +138,16 @@ def rollout(
     Raises:
         ValueError: an argument that cannot work, by its name, before anything is played.
     """
-    maps, seed = checked_maps(maps), checked_seed(seed)
+    games, seed = checked_maps(maps), checked_seed(seed)
     epsilon = epsilon_schedule(schedule, episodes)
     step_limit = whole_number("step_limit", step_limit, 1, LARGEST_INT16)
-    n, episodes = len(maps), len(epsilon)
+    n, episodes = len(games), len(epsilon)
     if batch_maps is None:
         batch_maps = getattr(policy, "batch_maps", n)  # an agent knows how many it has memory for
     batch_maps = whole_number("batch_maps", batch_maps, 1)
     luck = Luck.draw(n, episodes, step_limit, seed)
     records = Records(
-        policy.name, maps, epsilon, seed,
+        policy.name, games, epsilon, seed,
         outcome=np.zeros((n, episodes), np.uint8),
         steps=np.zeros((n, episodes), np.int16),
         optimal_steps=np.zeros((n, episodes), np.int16),
@@ -157,7 +157,7 @@ def rollout(
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
         for first in range(0, n, batch_maps):
             rows = np.arange(first, min(first + batch_maps, n))
-            policy.start([maps[row] for row in rows], [np.random.default_rng([seed, 3, int(row)]) for row in rows])
+            policy.start([games[row] for row in rows], [np.random.default_rng([seed, 3, int(row)]) for row in rows])
             _play(policy, rows, luck, records, step_limit, bar)
     return records
 

@@ -72,6 +72,52 @@ def plot_learning_curves(
     return figure
 
 
+@styled
+def plot_panels(
+    panels: Mapping[str, Curves],
+    title: str = "",
+    note: str = "",
+    columns: int = 4,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Figure:
+    """Success by episode in small multiples, with 95 % bootstrap bands over maps; one legend for all.
+
+    Args:
+        panels: panel title -> what `plot_learning_curves` takes. A policy may be missing from some.
+        note: below the title, for example how many games were played.
+        resamples: bootstrap samples of maps for a band; 0 draws none.
+    """
+    success = {name: success_by_policy(curves) for name, curves in panels.items()}
+    policies = list(dict.fromkeys(policy for group in success.values() for policy in group))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(10, 2.5 * rows + 1.1, rows, min(columns, len(panels)), sharex=True, sharey=True)
+    lines = {}
+    for ax, (name, group) in zip(axes.flat, success.items(), strict=False):
+        for policy, values in group.items():
+            x, color = np.arange(values.shape[1]), color_of(policy, policies.index(policy))
+            if resamples:
+                band = interval(values, resamples=resamples, seed=seed)
+                ax.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0)
+            width = 2.2 if policy == "agent" else 1.4
+            (lines[policy],) = ax.plot(x, values.mean(axis=0), color=color, linewidth=width, label=policy, zorder=3)
+        ax.set_title(name, fontsize=10)
+        ax.set_ylim(-0.02, 1.02)
+        ax.grid(axis="y")
+        ax.set_axisbelow(True)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    note += ("; " if note else "") + "mean" + (" and 95 % bootstrap interval" if resamples else "") + " over games"
+    figure.suptitle(f"{title}\n{note}" if title else note, x=0.02, ha="left", fontsize=10.5)
+    for ax in axes[-1]:
+        ax.set_xlabel("episode on the same game")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("success rate")
+    handles = [lines[policy] for policy in policies]
+    figure.legend(handles, policies, ncols=min(4, len(policies)), fontsize=8.5, loc="outside lower center")
+    return figure
+
+
 def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:
     """name -> success float [maps, episodes], from everything that ``plot_learning_curves`` takes.
 

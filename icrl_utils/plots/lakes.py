@@ -1,4 +1,4 @@
-"""Pictures of lakes, of the ways that players took on them, and of one history as tokens."""
+"""Pictures of lakes and other games, of the ways that players took on them, and of one history as tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from icrl_utils.history.compact import COMPACT_WORDS
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
-from icrl_utils.lake.maps import ACTIONS, LakeMap
+from icrl_utils.lake.maps import ACTIONS, LakeMap, TileGame
 from icrl_utils.plots.style import (
     BLUE,
     FOG_COLOR,
@@ -96,16 +96,18 @@ def plot_lakes(lakes: Mapping[str, LakeMap], columns: int = 6) -> Figure:
 
 @styled
 def plot_trajectories(
-    lake_map: LakeMap, episodes: Mapping[str, Episode], known: Mapping[str, Collection[int]] | None = None
+    lake_map: TileGame, episodes: Mapping[str, Episode], known: Mapping[str, Collection[int]] | None = None
 ) -> Figure:
-    """Some episodes on the same lake side by side: panel title -> episode.
+    """Some episodes on the same lake, or of the same other game, side by side: panel title -> episode.
 
     Args:
         known: panel title -> tiles to show there, for example those visited until then.
     """
-    width = min(2.6, 9 / len(episodes))
-    figure, axes = new_figure(width * len(episodes), width * lake_map.height / lake_map.width + 0.75, 1, len(episodes))
-    for ax, (title, episode) in zip(axes[0], episodes.items(), strict=True):
+    columns, rows = np.nanmax(tile_places(lake_map), axis=0) + 1
+    down, across = (len(episodes), 1) if columns > 10 else (1, len(episodes))  # wide ones one below the other
+    width = min(max(2.6, 0.5 * columns), 9 / across)
+    figure, axes = new_figure(width * across, (width * rows / columns + 0.75) * down, down, across)
+    for ax, (title, episode) in zip(axes.flat, episodes.items(), strict=True):
         draw_lake(ax, lake_map, known[title] if known else None)
         draw_path(ax, lake_map, episode)
         ending = {"goal": "goal", "hole": "hole", "limit": "step limit", None: "still running"}[episode.outcome]
@@ -114,13 +116,46 @@ def plot_trajectories(
     return figure
 
 
-def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None, small: bool = False) -> None:
-    """Tiles with their numbers: start S, goal star, hole dark disc, fog question mark. ``small``: for little tiles."""
+def tile_places(game: TileGame) -> np.ndarray:
+    """float64 [n_tiles, 2], x and y of the upper left corner of every tile, a unit wide and high, in a picture.
+
+    A lake is a grid. Of other games nobody knows where tiles lie: they stand in columns, the farthest from a goal on
+    the left, then the goals, then the holes; nan: no way leads there from a start.
+    """
+    if isinstance(game, LakeMap):
+        row, column = np.divmod(np.arange(game.n_tiles), game.width)
+        return np.stack([column, row], axis=1).astype(float)
+    reached, frontier = set(game.starts), set(game.starts)
+    while frontier:
+        frontier = {int(after) for tile in frontier for after in game.next_tile[tile]} - reached
+        reached |= frontier
+    place, x = np.full((game.n_tiles, 2), np.nan), 0.0
+    longest = int(game.distances.max())
+    dead_ends = [tile for tile in reached if game.distances[tile] < 0 and tile not in game.holes]
+    groups = [dead_ends, *([t for t in reached if game.distances[t] == d] for d in range(longest, -1, -1))]
+    for group in [*groups, [tile for tile in reached if tile in game.holes]]:
+        for first in range(0, len(group), 5):
+            part = sorted(group)[first : first + 5]
+            place[part] = [(x, 1.4 * y) for y in range(len(part))]
+            x += 1.7
+    return place
+
+
+def draw_lake(ax: Axes, lake_map: TileGame, known: Collection[int] | None = None, small: bool = False) -> None:
+    """Tiles with their numbers: start S, goal star, hole dark disc, fog question mark. ``small``: for little tiles.
+
+    Where tiles are no neighbours (games that are no lakes) pale lines show the moves."""
     shrink = 0.55 if small else 1.0
-    ax.set(xlim=(-0.04, lake_map.width + 0.04), ylim=(lake_map.height + 0.04, -0.04), aspect="equal")
+    places = tile_places(lake_map)
+    width, height = np.nanmax(places, axis=0) + 1
+    ax.set(xlim=(-0.04, width + 0.04), ylim=(height + 0.04, -0.04), aspect="equal")
     ax.axis("off")
-    for tile, letter in enumerate("".join(lake_map.rows)):
-        row, column = divmod(tile, lake_map.width)
+    if not isinstance(lake_map, LakeMap):
+        _draw_moves(ax, lake_map, places)
+    for tile, letter in enumerate(lake_map.letters):
+        column, row = places[tile]
+        if np.isnan(row):
+            continue
         in_fog = known is not None and tile not in known
         face = FOG_COLOR if in_fog else {"S": START_COLOR, "G": GOAL_COLOR}.get(letter, ICE_COLOR)
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
@@ -137,17 +172,25 @@ def draw_lake(ax: Axes, lake_map: LakeMap, known: Collection[int] | None = None,
             ax.text(column + 0.07, row + 0.07, str(tile), ha="left", va="top", fontsize=8, color=INK, zorder=5)
 
 
-def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) -> None:
+def _draw_moves(ax: Axes, game: TileGame, places: np.ndarray) -> None:
+    """A pale line for every move from one tile to another."""
+    for tile in np.flatnonzero(~np.isnan(places[:, 0])):
+        for after in set(game.next_tile[tile].tolist()) - {int(tile)}:
+            ends = np.stack([places[tile], places[after]]) + 0.5
+            ax.plot(*ends.T, color=GREY, alpha=0.22, linewidth=0.8, zorder=0.5)
+
+
+def draw_path(ax: Axes, lake_map: TileGame, episode: Episode, color: str = BLUE) -> None:
     """The moves of an episode as arrows. A move against a wall is a short stub; the end is marked by its outcome."""
     tiles = _known_tiles(lake_map, episode)
-    centre = np.array([(tile % lake_map.width + 0.5, tile // lake_map.width + 0.5) for tile in tiles])
-    direction = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+    centre = tile_places(lake_map)[tiles] + 0.5
     for step, action in enumerate(episode.actions):
-        # Ways there and back must not cover each other: keep to the right of the line between the centres.
-        side = 0.09 * np.array([-direction[action][1], direction[action][0]])
-        start = centre[step] + side
         moved = tiles[step] != tiles[step + 1]
-        end = centre[step + 1] + side if moved else start + 0.42 * direction[action]
+        way = centre[step + 1] - centre[step] if moved else np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])[action]
+        # Ways there and back must not cover each other: keep to the right of the line between the centres.
+        side = 0.09 * np.array([-way[1], way[0]]) / np.hypot(*way)
+        start = centre[step] + side
+        end = centre[step + 1] + side if moved else start + 0.42 * way
         age = 0.3 + 0.7 * (step + 1) / len(episode.actions)
         ax.annotate(
             "", end, start, zorder=4,
@@ -162,7 +205,7 @@ def draw_path(ax: Axes, lake_map: LakeMap, episode: Episode, color: str = BLUE) 
         ax.plot(*centre[-1], marker=marker, markersize=size, color=face, markeredgecolor="white", zorder=6)
 
 
-def _known_tiles(lake_map: LakeMap, episode: Episode) -> list[int]:
+def _known_tiles(lake_map: TileGame, episode: Episode) -> list[int]:
     """The tiles of an episode; one parsed from ``compact`` text does not tell the last, but the map does."""
     tiles = [tile for tile in episode.tiles if tile is not None]
     if len(tiles) < len(episode.tiles):

@@ -12,6 +12,7 @@ import pytest
 from icrl_utils.course import widgets
 from icrl_utils.course.widgets import Game, learning_curve_explorer, play_against_agent
 from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.games import GAMES
 from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
@@ -142,6 +143,28 @@ def test_the_game_ends_and_the_lake_can_be_shown(player):
     assert len(player.game.episodes) == 2
     player.reveal.click()
     assert picture(player.output) != first
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_every_game_can_be_played_and_shown(name):
+    (game,) = GAMES[name].sample(1, 4)
+    player = play_against_agent(OraclePolicy(), game, episodes=2)
+    assert f">{player.game.starts[0]}</b>" in player.view.value
+    is_lake = isinstance(game, LakeMap)
+    assert player.reveal.description == f"Show the {'lake' if is_lake else 'game'} (spoiler)"
+    before, rng = player.game.tile, np.random.default_rng(0)
+    for _ in range(300):
+        action = int(rng.integers(4))
+        player.buttons[ACTIONS[action]].click()
+        if player.game.over:
+            break
+        if len(player.game.episodes) == 0:
+            assert player.game.tile in game.next_tile[before, game.slip[action] > 0]
+        before = player.game.tile
+    assert player.game.over
+    player.reveal.click()
+    assert picture(player.output)
+    HistoryFormat("compact").parse(player.game.history)
 
 
 def test_both_players_start_on_the_same_tiles():

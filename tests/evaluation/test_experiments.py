@@ -9,18 +9,28 @@ from icrl_utils.__main__ import main
 from icrl_utils.evaluation import experiments
 from icrl_utils.evaluation.experiments import (
     COLUMNS,
+    COLUMNS_WITH_LAW,
     EXPERIMENTS,
+    FIRST_FIVE,
+    LAST_FIVE,
+    by_law,
     by_policy,
     compare,
     describe,
+    games,
+    games_of_every_law,
+    lead,
     read_table,
     run_experiment,
     summary,
+    summary_of_law,
     write_table,
 )
+from icrl_utils.lake.games import GAMES, HeldOutLakes, RandomGraphs
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
+from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.play.rollout import epsilon_schedule, rollout
 from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import Interval
@@ -146,8 +156,9 @@ def test_csv_errors(tmp_path):
 )
 def test_experiments_differ_in_maps_and_schedule(name, maps, schedule):
     """Really played: the oracle's way from every start is as long as on exactly these lakes."""
-    experiment, law = EXPERIMENTS[name]
-    lakes, table = held_out_maps(maps), experiment([OraclePolicy()])
+    experiment = EXPERIMENTS[name]
+    law, lakes, table = experiment.law, held_out_maps(maps), experiment.play([OraclePolicy()])
+    assert experiment.maps(None) == lakes and experiment.maps(7) == lakes[:7]
     np.testing.assert_array_equal(by_policy(table, "epsilon")["oracle"][0], [epsilon_schedule(schedule)] * 500)
     ways, walked = (by_policy(table, column)["oracle"][0] for column in ("optimal_steps", "steps"))
     for lake, seen in zip(lakes, ways, strict=True):
@@ -158,9 +169,9 @@ def test_experiments_differ_in_maps_and_schedule(name, maps, schedule):
     assert all(law.min_size <= min(lake.height, lake.width) <= law.max_size for lake in lakes)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", ["in_distribution", "out_of_distribution", "exploration"])
 def test_experiments_play_the_maps_and_the_seed_that_they_are_given(name):
-    experiment, _ = EXPERIMENTS[name]
+    experiment = EXPERIMENTS[name].play
     schedule = "greedy" if name == "exploration" else "paper"
     for seed in (0, 5):
         table, played = experiment([TabularPolicy()], MAPS, seed=seed), rollout(TabularPolicy(), MAPS, schedule, seed)
@@ -183,6 +194,87 @@ def test_unknown_experiment_lists_the_known_ones():
 def test_a_profile_without_an_adapter_is_refused():
     with pytest.raises(ValueError, match="profile='full'.*--profile cpu"):
         run_experiment("exploration", PROFILES["full"])
+
+
+# Other games
+
+
+@pytest.fixture(scope="module")
+def games_table():
+    """Two training seeds and three games of each law."""
+    players = [*trained_twice(), RandomPolicy(), PosteriorSamplingPolicy(PAPER_IN_DISTRIBUTION), OraclePolicy()]
+    return games(players, games_of_every_law(3), seed=2)
+
+
+def test_the_table_of_games_has_a_law_before_the_other_columns(games_table, tmp_path):
+    assert list(games_table) == list(COLUMNS_WITH_LAW) == ["law", *COLUMNS]
+    parts = by_law(games_table)
+    assert list(parts) == list(GAMES) and all(list(part) == list(COLUMNS) for part in parts.values())
+    for law, part in parts.items():
+        success = by_policy(part)
+        psrl = ["posterior sampling"] if law == "lakes" else []
+        assert list(success) == ["agent", "random", *psrl, "oracle"]
+        assert success["agent"].shape == (2, 3, 25) and (part["epsilon"] == 1).all()
+        if law not in ("bandits", "slippery lakes"):
+            assert success["oracle"].all()
+    write_table(path := tmp_path / "games.csv.gz", games_table)
+    for column, values in read_table(path).items():
+        np.testing.assert_array_equal(values, games_table[column])
+    assert gzip.decompress(path.read_bytes()).startswith(b"law,policy,training_seed,map,")
+
+
+def test_laws_that_tell_the_same_lakes_are_paired(games_table):
+    """The oracle needs as many moves on a lake in other words, episode by episode."""
+    parts = by_law(games_table)
+    steps = [by_policy(parts[law], "steps")["oracle"] for law in list(GAMES)[:3]]
+    np.testing.assert_array_equal(steps[0], steps[1])
+    np.testing.assert_array_equal(steps[0], steps[2])
+
+
+def test_the_experiment_plays_two_hundred_games_of_each_law():
+    """Fixed before the first look; what changes here makes the shipped records others."""
+    assert (experiments.GAMES_SEED, experiments.GAMES_EACH, experiments.GAMES_EPISODES) == (1307, 200, 25)
+    drawn = EXPERIMENTS["games"].maps(None)
+    assert list(drawn) == list(GAMES) and {len(of_law) for of_law in drawn.values()} == {200}
+    assert drawn["lakes"] == HeldOutLakes().sample(200, 1307)
+    assert {law: list(of_law[:4]) for law, of_law in drawn.items()} == {
+        law: list(of_law) for law, of_law in EXPERIMENTS["games"].maps(4).items()
+    }
+
+
+def test_the_lead_is_paired_and_averages_training_seeds():
+    """Two games of six episodes, two training seeds; by hand."""
+    agent = np.array([[[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], [[0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]])
+    other = np.array([[[0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 0, 0]]])
+    table = {name: [] for name in COLUMNS}
+    for policy, success in (("agent", agent), ("other", other)):
+        for seed, i, e in np.ndindex(success.shape):
+            row = {"policy": policy, "training_seed": seed, "map": i, "episode": e, "success": success[seed, i, e]}
+            for name in COLUMNS:
+                table[name].append(row.get(name, 1))
+    table = {name: np.array(column) for name, column in table.items()}
+    first, last = (lead(table, "agent", "other", part) for part in (FIRST_FIVE, LAST_FIVE))
+    assert first.estimate == pytest.approx(((3 + 1) / 10 - 0 + 1 - 4 / 5) / 2)
+    assert last.estimate == pytest.approx(((4 + 2) / 10 - 1 / 5 + 1 - 3 / 5) / 2)
+    assert first.low == pytest.approx(0.2) and first.high == pytest.approx(0.4)  # one game or the other
+    rows = {row["policy"]: row for row in summary_of_law(table)}
+    assert rows["agent"]["lead_first"] == (0, 0, 0) and rows["other"]["lead_last"].estimate == last.estimate
+    assert rows["agent"]["first_five"].estimate == pytest.approx(0.7) and rows["agent"]["training_seeds"] == 2
+
+
+def test_evaluate_games_in_the_smoke_profile(quick, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "GAMES", {"lakes": HeldOutLakes(), "random graphs": RandomGraphs()})
+    assert main(["evaluate", "games", "--profile", "smoke"]) == 0
+    assert (quick / "build" / "figures" / "games.png").stat().st_size > 10_000
+    table = read_table(quick / "build" / "results" / "games.csv.gz")
+    assert set(table["law"]) == {"lakes", "random graphs"} and table["map"].max() + 1 == PROFILES["smoke"].maps
+    printed = capsys.readouterr().out
+    assert "random graphs\npolicy               first_five" in printed and "lead_last" in printed
+
+
+def test_negative_differences_are_described():
+    row = {"policy": "R-max", "lead": Interval(-0.0504, -0.1, 0.0)}
+    assert describe([row]).splitlines()[1] == "R-max                -.050 -.100 to .000"
 
 
 @pytest.fixture

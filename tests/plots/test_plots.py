@@ -15,12 +15,20 @@ from matplotlib.text import Annotation, Text
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
+from icrl_utils.lake.games import RelabelledLake, TableGame, key_and_door
 from icrl_utils.lake.maps import LakeMap
 from icrl_utils.paths import ASSETS, ROOT
-from icrl_utils.play.baselines import RandomPolicy, TabularPolicy
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
-from icrl_utils.plots.curves import plot_learning_curves, success_by_policy, trailing_mean
-from icrl_utils.plots.lakes import plot_history_tokens, plot_lake, plot_lakes, plot_q_lakes, plot_trajectories
+from icrl_utils.plots.curves import plot_learning_curves, plot_panels, success_by_policy, trailing_mean
+from icrl_utils.plots.lakes import (
+    plot_history_tokens,
+    plot_lake,
+    plot_lakes,
+    plot_q_lakes,
+    plot_trajectories,
+    tile_places,
+)
 from icrl_utils.plots.style import POLICY_COLORS, color_of
 from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
 from icrl_utils.statistics import interval
@@ -72,6 +80,26 @@ def test_learning_curves_take_records_names_and_arrays_alike(records):
     plain = plot_learning_curves(arrays, schedule="paper", resamples=20)
     assert draws(one) == draws(named) == draws(plain)
     assert success_by_policy(records[0]).keys() == {"random"}
+
+
+def test_panels_show_every_group_once_and_share_colours(records):
+    random, tabular = records
+    panels = {"one": {"agent": np.stack([np.zeros((4, 6)), np.ones((4, 6))])}, "two": records, "three": [tabular]}
+    figure = plot_panels(panels, title="Games", note="6 games", columns=2, resamples=20)
+    shown = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.lines}
+    assert list(shown) == ["one", "two", "three"] and len(figure.axes) == 4 and not figure.axes[3].axison
+    (line,) = shown["one"].lines
+    np.testing.assert_allclose(line.get_ydata(), 0.5)
+    for line, record in zip(shown["two"].lines, records, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), record.success.mean(axis=0))
+        assert to_hex(line.get_color()).upper() == POLICY_COLORS[record.policy].upper()
+    wanted = interval(random.success, resamples=20)
+    band = shown["two"].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(wanted.low.min()) and band.max() == pytest.approx(wanted.high.max())
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["agent", "random", "tabular Q"]
+    assert figure.get_suptitle() == "Games\n6 games; mean and 95 % bootstrap interval over games"
+    assert draws(figure)
 
 
 def test_greedy_curves_have_no_shade_and_no_strip(records):
@@ -405,3 +433,36 @@ def test_a_picture_that_lacks_its_text_or_its_shapes_is_told_apart(name, kind):
 def test_every_picture_that_a_notebook_shows_is_there(source):
     for target in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", source.read_text(encoding="utf-8")):
         assert (ROOT / target).is_file(), target
+
+
+# ------------------------------------------------------------------------------------------------------------- games
+
+
+def test_tiles_of_a_lake_lie_on_its_grid_and_those_of_other_games_by_their_distance():
+    np.testing.assert_array_equal(
+        tile_places(LakeMap(("SFG", "FFH"))), [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    )
+    # 0 -> 1 -> goal 2; 3 is a hole, 4 leads nowhere, 5 is never reached
+    game = TableGame("SFGHFF", ((1, 3, 4, 0), (2, 0, 0, 0), (2,) * 4, (3,) * 4, (4,) * 4, (0,) * 4))
+    x, y = tile_places(game).T
+    assert x[4] < x[0] < x[1] < x[2] < x[3] and (y[:5] == 0).all() and np.isnan([x[5], y[5]]).all()
+
+
+def test_a_walk_of_another_game_is_drawn_from_tile_to_tile():
+    game = RelabelledLake(LAKE, np.roll(np.arange(LAKE.n_tiles), 3), (1, 2, 3, 0))
+    walk = rollout(TabularPolicy(1.0), [game], "greedy", episodes=1).episodes(0)[0]
+    ax = plot_trajectories(game, {"first": walk}).axes[0]
+    arrows = [text for text in ax.texts if isinstance(text, Annotation)]
+    assert len(arrows) == walk.steps
+    for arrow, start in zip(arrows, tile_places(game)[list(walk.tiles[:-1])] + 0.5, strict=True):
+        assert np.hypot(*(np.array(arrow.xyann) - start)) < 0.1
+    assert {str(tile) for tile in walk.tiles} <= set(texts(ax))
+
+
+def test_the_picture_of_a_game_with_two_floors_shows_both():
+    game = key_and_door(LAKE, 5)
+    walk = rollout(OraclePolicy(), [game], "greedy", episodes=1).episodes(0)[0]
+    figure = plot_trajectories(game, {"one": walk, "two": walk})
+    assert draws(figure) and len(figure.axes) == 2
+    assert any(int(text) >= LAKE.n_tiles for text in texts(figure.axes[0]) if text.isdigit())
+    assert "5" not in texts(figure.axes[0])  # nobody ever stands on the key downstairs

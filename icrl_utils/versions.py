@@ -56,19 +56,19 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def requirements() -> list[Requirement]:
-    """The lines of requirements.txt.
-
-    Raises:
-        FileNotFoundError: this package was installed without the repository that it belongs to.
-    """
-    file = ROOT / "requirements.txt"
-    if not file.exists():
+def check_repository() -> None:
+    """Raises FileNotFoundError where this package was installed without the repository that it belongs to."""
+    if not (ROOT / "requirements.txt").exists():
         raise FileNotFoundError(
             f"icrl_utils runs from {ROOT}, a copy without the files of the course (assets/, notebooks/). In a clone of "
             f"the course run `{INSTALL} --editable .`, or start the notebook inside of the clone."
         )
-    lines = file.read_text(encoding="utf-8").splitlines()
+
+
+def requirements() -> list[Requirement]:
+    """The lines of requirements.txt. Raises the error of `check_repository`."""
+    check_repository()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
 
 

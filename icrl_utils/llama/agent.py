@@ -9,8 +9,9 @@ context, without moving anything.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from icrl_utils.llama.readout import QReadout, action_logits
 from icrl_utils.paths import ASSETS, ROOT, config_sha256, file_sha256, in_repository, read_json
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import whole_number
+from icrl_utils.versions import check_repository
 
 CACHE_BYTES = 2**30  # keys and values of all maps played at once
 TYPICAL_TOKENS = 3_000  # of a history at the end of thirty episodes: between a good agent's 600 and 6,060 for loops
@@ -233,14 +235,7 @@ def load_agent(
             or one that cannot read the history format of the training. And the errors of `load.load_llama`.
     """
     folder = _adapter_folder(path)
-    run = read_json(folder / "run.json", "sha256", "base", "base_sha256", "history", "readout", "config")
-    found = {"sha256": file_sha256(folder / "adapter_model.safetensors"), "config_sha256": config_sha256(folder)}
-    for name, file in {"sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}.items():
-        if run.get(name, found[name]) != found[name]:  # records older than the course have no config_sha256
-            raise ValueError(
-                f"path={str(path)!r}: {file} is not the file that run.json describes ({name} differs); "
-                "restore both with `git checkout`, or train the adapter again."
-            )
+    run = _checked_record(folder, path)
     base = run["base"] if base is None else base
     try:
         history = load_history(base, run["history"], "base")
@@ -249,14 +244,7 @@ def load_agent(
             f"path={str(path)!r} was trained on histories in the format {run['history']!r}, which base={str(base)!r} "
             f"cannot read ({error}); leave base out."
         ) from error
-    base_config = config_sha256(in_repository(base)) if in_repository(base).is_dir() else None
-    same_config = base_config is None or run.get("base_config_sha256", base_config) == base_config
-    if checkpoint_id(base) != run["base_sha256"] or not same_config:
-        raise ValueError(
-            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs, of its weights or of "
-            f"its config.json); "
-            f"give the folder of {run['base']} as it was then as `base`, or train the adapter again on this one."
-        )
+    _check_base(base, run, path)
     quantization = run.get("quantization")
     tiny = history.name == "compact"
     frozen = load_llama(base, quantization, device, torch.float32 if tiny else None)
@@ -273,7 +261,33 @@ def load_agent(
     )
 
 
+def _checked_record(folder: Path, path: str | Path) -> dict[str, Any]:
+    """run.json of the adapter in ``folder``. Raises ValueError where its files are not those that it describes."""
+    run = read_json(folder / "run.json", "sha256", "base", "base_sha256", "history", "readout", "config")
+    found = {"sha256": file_sha256(folder / "adapter_model.safetensors"), "config_sha256": config_sha256(folder)}
+    for name, file in {"sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}.items():
+        if run.get(name, found[name]) != found[name]:  # records of version 0.1.0 have no config_sha256
+            raise ValueError(
+                f"path={str(path)!r}: {file} is not the file that run.json describes ({name} differs); "
+                "restore both with `git checkout`, or train the adapter again."
+            )
+    return run
+
+
+def _check_base(base: str | Path, run: Mapping[str, Any], path: str | Path) -> None:
+    """Raises ValueError if ``base`` is not the one that the adapter was trained on."""
+    config = config_sha256(in_repository(base)) if in_repository(base).is_dir() else None
+    same_config = config is None or run.get("base_config_sha256", config) == config
+    if checkpoint_id(base) != run["base_sha256"] or not same_config:
+        raise ValueError(
+            f"path={str(path)!r} was trained on another base than {str(base)!r} (sha256 differs, of its weights or of "
+            f"its config.json); give the folder of {run['base']} as it was then as `base`, or train the adapter again "
+            "on this one."
+        )
+
+
 def _adapter_folder(path: str | Path) -> Path:
+    check_repository()
     folder = in_repository(path)
     if not (folder / "adapter_config.json").exists():
         known = sorted(str(f.parent.relative_to(ROOT)) for f in ASSETS.glob("adapters/*/adapter_config.json"))

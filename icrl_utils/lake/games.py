@@ -35,6 +35,7 @@ from icrl_utils.lake.maps import (
     MapDistribution,
     TileGame,
     check_letters,
+    read_only,
 )
 from icrl_utils.ranges import LARGEST_INT16, checked_seed, real_number, whole_number, whole_numbers
 
@@ -89,11 +90,11 @@ class TableGame(TileGame):
 
     @cached_property
     def next_tile(self) -> np.ndarray:
-        return _read_only(np.array(self.moves, np.int16))
+        return read_only(np.array(self.moves, np.int16))
 
     @cached_property
     def slip(self) -> np.ndarray:
-        return _read_only(np.array(self.chances))
+        return read_only(np.array(self.chances))
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class RelabelledLake(TileGame):
         numbers, words = np.array(self.numbers), np.array(self.words)
         next_tile = np.empty((self.n_tiles, 4), np.int16)
         next_tile[numbers[:, None], words] = numbers[self.original.next_tile]
-        return _read_only(next_tile)
+        return read_only(next_tile)
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,6 @@ class SlipperyLake(LakeMap):
     @property
     def lake(self) -> LakeMap:
         return LakeMap(self.rows)
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
 
 
 # Laws

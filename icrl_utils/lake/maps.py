@@ -28,14 +28,15 @@ ICE, GOAL_TILE, HOLE_TILE = range(3)
 START_LETTER, FROZEN_LETTER, HOLE_LETTER, GOAL_LETTER = (ord(letter) for letter in LETTERS)
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def read_only(array: np.ndarray) -> np.ndarray:
+    """``array`` itself, which nobody can write to any more."""
     array.flags.writeable = False
     return array
 
 
 # How a chosen action turns out: float64 [4, 4], the probability that the row's action becomes the column's.
-FIRM = _read_only(np.eye(4))  # as chosen
-SLIPPERY = _read_only((np.eye(4) + np.roll(np.eye(4), 1, axis=1) + np.roll(np.eye(4), -1, axis=1)) / 3)  # gymnasium's
+FIRM = read_only(np.eye(4))  # as chosen
+SLIPPERY = read_only((np.eye(4) + np.roll(np.eye(4), 1, axis=1) + np.roll(np.eye(4), -1, axis=1)) / 3)  # gymnasium's
 FAR_SIGHTED = 0.99  # discount of the values that say what is best where moves slip: a hundred moves still count
 
 
@@ -98,14 +99,14 @@ class TileGame(ABC):
     @property
     def kind(self) -> np.ndarray:
         """uint8 [n_tiles]: ICE, GOAL_TILE or HOLE_TILE."""
-        return _read_only(self._tables.kind[0])
+        return read_only(self._tables.kind[0])
 
     @cached_property
     def distances(self) -> np.ndarray:
         """int16 [n_tiles]: moves to the nearest goal around the holes; 0 on goals, -1 where there is no way.
 
         Where moves slip it is the fewest, with luck."""
-        return _read_only(self._tables.distances[0])
+        return read_only(self._tables.distances[0])
 
     def optimal_steps(self, start: int) -> int:
         """Moves of a shortest path from ``start`` to a goal, -1 if there is none."""
@@ -232,7 +233,7 @@ class LakeMap(TileGame):
         goes_on = np.array([letter in "SF" for letter in self.letters])
         has_room = np.stack([column > 0, row < self.height - 1, column < self.width - 1, row > 0], axis=1)
         shift = np.array([-1, self.width, 1, -self.width])
-        return _read_only((tile[:, None] + shift * (has_room & goes_on[:, None])).astype(np.int16))
+        return read_only((tile[:, None] + shift * (has_room & goes_on[:, None])).astype(np.int16))
 
 
 @dataclass(frozen=True)

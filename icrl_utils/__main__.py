@@ -19,7 +19,9 @@ from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.ranges import checked_seed
 
-DESCRIPTION = "In-context reinforcement learning: doctor, pretrain, train, finetune, evaluate, bench, course, lab, remake."
+DESCRIPTION = (
+    "In-context reinforcement learning: doctor, pretrain, train, finetune, evaluate, bench, course, lab, remake."
+)
 
 
 def add_config_options(parser: argparse.ArgumentParser, config_class: type, prefix: str = "") -> None:

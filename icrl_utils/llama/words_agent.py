@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from icrl_utils.hardware import DTYPES, faster_precision
 from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import GOAL, RESET, RUNNING
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.words import Words
 from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.frozen import Adapter, FrozenLlama, after_attention, heads_of, of_branches
+from icrl_utils.llama.load import load_llama
+from icrl_utils.llama.lora import Lora
 from icrl_utils.llama.readout import OddsReadout
+from icrl_utils.paths import in_repository
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import checked_seed, whole_number
 
@@ -176,6 +182,29 @@ class WordsAgent:
         embedded = self.llama.embed(tokens), self.llama.embed(moves)
         _, x = self.llama.branched(*embedded, behind, 0, self.llama.shape.layers, self.adapter)
         return self._read(x)[0].sigmoid().cpu().numpy()
+
+
+def load_words_agent(
+    base: str | Path,
+    adapter: Path | None = None,
+    readout: OddsReadout | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options,
+) -> WordsAgent:
+    """The language model ``base`` with the adapter in a folder, or untouched.
+
+    Args:
+        base: what `load.load_llama` takes. readout: by default `OddsReadout()`.
+        dtype: of the products; by default the faster one of bfloat16 and float32 here.
+        options: more arguments of `WordsAgent`.
+    """
+    model = load_llama(base, device=device, dtype=torch.float32)
+    words = Words(AutoTokenizer.from_pretrained(in_repository(base)))
+    dtype = DTYPES[faster_precision(model.device.type)] if dtype is None else dtype
+    llama = FrozenLlama(model, dtype)
+    weights = Lora.load(adapter, llama.shape).to(llama.device).layer_weights(dtype) if adapter else {}
+    return WordsAgent(llama, words, weights, OddsReadout() if readout is None else readout, **options)
 
 
 def _key(rng: np.random.Generator) -> list[int]:

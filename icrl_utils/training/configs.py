@@ -244,7 +244,7 @@ class FinetuneConfig(RunConfig):
     out: str = "build/smollm2-dqn"
     start: str = ""  # folder of an adapter to go on from; "": a new one
     stage_one: int = 16  # steps of prediction alone, before DQN
-    steps: int = 1216  # of both stages
+    steps: int = 816  # of both stages
     slices: int = 2
     stretch: int = 2  # in every other chunk slices are so many times longer, and so many times fewer
     warmup: int = 8  # steps, in both stages
@@ -280,7 +280,9 @@ class FinetuneConfig(RunConfig):
             )
         check_stretch(self)
         if self.relabel:
-            raise ValueError(f"relabel={self.relabel!r}: words of tiles are drawn anew for every history anyway; pass 0.")
+            raise ValueError(
+                f"relabel={self.relabel!r}: words of tiles are drawn anew for every history; leave it out."
+            )
         if self.compile:
             raise ValueError("compile=True: the written-out Llama gains nothing by it; leave it out.")
         if self.precision == "fp16":

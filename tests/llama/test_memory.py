@@ -126,12 +126,12 @@ def test_too_little_memory_names_the_first_measures_that_fit():
     available = rungs[2][1].peak
     measures, fitting = start.next_rung(available)
     assert fitting == rungs[2][1] and measures == ", ".join(text for text, _ in rungs[:3])
-    with pytest.raises(ValueError, match="too little GPU memory for the plan") as error:
+    with pytest.raises(ValueError, match="too little memory for the plan") as error:
         memory.check_memory(start, available)
     assert start.table() in str(error.value) and f"Next step: {measures} (peak " in str(error.value)
     memory.check_memory(fitting, available)
     assert start.next_rung(10**6) is None
-    with pytest.raises(ValueError, match="Next step: a larger GPU"):
+    with pytest.raises(ValueError, match="Next step: more memory"):
         memory.check_memory(start, 10**6)
 
 

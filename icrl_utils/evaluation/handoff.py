@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from icrl_utils.evaluation.tables import Table, per_map, table_of
+from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
 from icrl_utils.history.episodes import RESET
 from icrl_utils.lake.games import HeldOutLakes
 from icrl_utils.lake.held_out import held_out_law
@@ -20,11 +21,12 @@ from icrl_utils.play.baselines import RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy, Step
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.play.rollout import rollout
+from icrl_utils.plots.matrices import Grid, plot_matrices
 from icrl_utils.statistics import Interval, interval
 
 # Chosen before the first look at a result.
 LAKES_OF_SIZE = {"3 to 5": "in_distribution", "6 and 7": "out_of_distribution"}  # name of the held-out list
-LAKES_SEED = 1308  # which of the held-out lakes, and in which order
+LAKES, LAKES_SEED = 200, 1308  # of each size; the seed says which of the held-out lakes, and in which order
 EXPLORED, PLAYED = 6, 3  # episodes
 PLAYERS = ("agent", "R-max", "optimistic tabular Q")
 
@@ -62,7 +64,7 @@ class HandOff:
             policy.keep(rows)
 
 
-def lakes_of_every_size(n: int = 200) -> dict[str, Sequence[TileGame]]:
+def lakes_of_every_size(n: int = LAKES) -> dict[str, Sequence[TileGame]]:
     """sizes -> ``n`` held-out lakes."""
     return {sizes: HeldOutLakes(name).sample(n, LAKES_SEED) for sizes, name in LAKES_OF_SIZE.items()}
 
@@ -83,35 +85,34 @@ def hand_off(
         where no agent takes part), ``map``, ``episode``, ``success``, ``steps``, ``optimal_steps``.
     """
     agents = [policy for policy in policies if policy.name == "agent"]
+    if not agents:
+        raise ValueError("policies holds no agent: pass [load_agent('assets/adapters/dqn')].")
     rows = []
     for sizes, lakes in (lakes_of_every_size() if maps is None else maps).items():
         law = held_out_law(LAKES_OF_SIZE[sizes])
+        others: list[Policy] = [RandomPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
+        for explorer, player in _pairs(others):
+            rows.append(_played(explorer, player, sizes, lakes, seed, progress))
         for agent in agents:
-            others = [RandomPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law), agent]
-            for explorer, player in _pairs(others, agent, with_agent=True):
-                rows.append(_played(explorer, player, sizes, lakes, agent.training_seed, seed, progress))
-        for explorer, player in _pairs(others, agent, with_agent=False):
-            rows.append(_played(explorer, player, sizes, lakes, -1, seed, progress))
+            for explorer, player in _pairs([*others, agent]):
+                if agent in (explorer, player):
+                    rows.append(_played(explorer, player, sizes, lakes, seed, progress))
     return table_of(rows)
 
 
-def _pairs(others: Sequence[Policy], agent: Policy, with_agent: bool) -> list[tuple[Policy, Policy]]:
-    """All (explorer, player) in which the agent takes part, or all others."""
-    players = [policy for policy in others if policy.name in PLAYERS]
-    pairs = [(explorer, player) for explorer in others for player in players]
-    return [pair for pair in pairs if any(policy is agent for policy in pair) == with_agent]
+def _pairs(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
+    """All (explorer, player)."""
+    return [(explorer, player) for explorer in policies for player in policies if player.name in PLAYERS]
 
 
-def _played(
-    explorer: Policy, player: Policy, sizes: str, lakes: Sequence[TileGame], trained: int, seed: int, progress: bool
-) -> dict:
+def _played(explorer: Policy, player: Policy, sizes: str, lakes: Sequence[TileGame], seed: int, progress: bool) -> dict:
     records = rollout(HandOff(explorer, player), lakes, "greedy", seed, EXPLORED + PLAYED, progress=progress)
     n, played = len(lakes), slice(EXPLORED, None)
     return {
         "sizes": sizes,
         "explorer": explorer.name,
         "player": player.name,
-        "training_seed": trained,
+        "training_seed": max(training_seed(explorer), training_seed(player)),
         "map": np.repeat(np.arange(n), PLAYED),
         "episode": np.tile(np.arange(EXPLORED, EXPLORED + PLAYED), n),
         "success": records.success[:, played].ravel().astype(int),
@@ -160,3 +161,16 @@ def describe_hand_off(table: Table) -> str:
     for sizes, what, found in differences(table):
         lines.append(f"lakes {sizes}; as {what:<42}{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     return "\n".join(lines)
+
+
+def plot_hand_off(table: Table, title: str) -> Figure:
+    """The matrix of each size of lakes, with the intervals."""
+    panels = {}
+    for sizes, cells in matrix(table).items():
+        rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+        parts = [np.array([[float(cells[row, column][i]) for column in columns] for row in rows]) for i in range(3)]
+        panels[f"lakes {sizes}"] = Grid(parts[0], rows, columns, *parts[1:])
+    n, seeds = table["map"].max() + 1, len(set(table["training_seed"].tolist()) - {-1})
+    note = f"success in episodes {EXPLORED} to {EXPLORED + PLAYED - 1}, 95 % intervals over n = {n} lakes of each size"
+    note += f"\nagent: mean of {seeds} training seed{'s' * (seeds != 1)}"
+    return plot_matrices(panels, f"{title}\n{note}", "who plays the next three episodes", "who explores for six")

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from icrl_utils.evaluation.made_up import (
@@ -25,14 +27,15 @@ from icrl_utils.evaluation.made_up import (
     draw_way,
     q_at_end,
 )
-from icrl_utils.evaluation.tables import Table, per_map, table_of
+from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode
-from icrl_utils.llama.adapters import backbone
+from icrl_utils.llama.adapters import causal_lm
 from icrl_utils.llama.agent import Agent
 from icrl_utils.play.policy import Policy
-from icrl_utils.statistics import interval
+from icrl_utils.plots.matrices import Grid, plot_cuts, plot_matrices
+from icrl_utils.statistics import Interval, interval
 
-# ------------------------------------------------------------------------------------------------------------- the tools
+# The tools
 
 
 @contextmanager
@@ -48,10 +51,9 @@ def attention_cut(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     def hook(layer: int):
         return lambda _, args, kwargs: (args, kwargs | {"attention_mask": visible[:, layer]})
 
-    layers = backbone(model).layers
     handles = [
-        layer.self_attn.register_forward_pre_hook(hook(i), with_kwargs=True)  # before the attention of this layer
-        for i, layer in enumerate(layers)
+        layer.self_attn.register_forward_pre_hook(hook(i), with_kwargs=True)
+        for i, layer in enumerate(causal_lm(model).model.layers)
     ]
     try:
         yield
@@ -78,12 +80,12 @@ def patched(model: nn.Module, stage: int, position: int, state: Tensor) -> Itera
     """Within this block the residual stream after ``stage`` (0: embedding, l: layer l) is ``state`` [n, T, d] at
     ``position``."""
 
-    def replace(_, __, output: Tensor) -> Tensor:
+    def exchange(_, __, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, position] = state[:, position]
         return output
 
-    handle = _stages(model)[stage].register_forward_hook(replace)
+    handle = _stages(model)[stage].register_forward_hook(exchange)
     try:
         yield
     finally:
@@ -91,11 +93,11 @@ def patched(model: nn.Module, stage: int, position: int, state: Tensor) -> Itera
 
 
 def _stages(model: nn.Module) -> list[nn.Module]:
-    body = backbone(model)
+    body = causal_lm(model).model
     return [body.embed_tokens, *body.layers]
 
 
-# ------------------------------------------------------------------------------------------------------ cutting attention
+# Cutting attention
 
 # A way of two moves is walked to the goal, and again as far as the last tile before it; between and after lie two other
 # ways, which end in holes. Then the value of the right first move is asked. Two tokens a step:
@@ -130,14 +132,14 @@ def draw_stories(n: int = DRAWS) -> list[tuple[Episode, Episode, Episode]]:
     for _ in range(n):
         tiles = rng.permutation(64)
         way, first, second = (draw_way(2, rng, tiles[i : i + 3].tolist()) for i in (0, 3, 6))
-        stories.append((way, Episode(first.tiles, first.actions, "hole"), Episode(second.tiles, second.actions, "hole")))
+        stories.append((way, replace(first, outcome="hole"), replace(second, outcome="hole")))
     return stories
 
 
 def story_ids(agent: Agent, story: tuple[Episode, Episode, Episode], rewarded: bool = True) -> np.ndarray:
     """int64 [25]: what ``STORY`` names, token by token. Without ``rewarded`` the first walk is cut off, too."""
     way, first, second = story
-    return asked_at_start(agent, [way if rewarded else cut_off(way), first, cut_off(way), second], way.tiles[0])
+    return asked_at_start(agent, [way if rewarded else cut_off(way), first, cut_off(way), second], way)
 
 
 def cut_pairs(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -178,7 +180,7 @@ def attention_cuts(
         def q_of(ids: np.ndarray, asked: Agent = agent) -> np.ndarray:
             return q_at_end(asked, ids)[np.arange(n), right].round(4)
 
-        row = {"training_seed": agent.training_seed, "layer": -1, "head": -1, "map": np.arange(n)}
+        row = {"training_seed": training_seed(agent), "layer": -1, "head": -1, "map": np.arange(n)}
         ids = np.stack([story_ids(agent, story) for story in stories])
         rows.append(row | {"cut": "nothing", "q": q_of(ids)})
         rewardless = np.stack([story_ids(agent, story, rewarded=False) for story in stories])
@@ -195,28 +197,53 @@ def attention_cuts(
 
 
 def _layers_and_heads(agent: Agent) -> tuple[int, int]:
-    config = backbone(agent.model).config
+    config = causal_lm(agent.model).config
     return config.num_hidden_layers, config.num_attention_heads
+
+
+def value_lost(table: Table) -> dict[str, np.ndarray]:
+    """cut -> float64 [layers, heads]: the mean value lost when this head alone does not look."""
+    values = per_map(table, ("cut", "layer", "head"), "q")
+    intact = values["nothing", -1, -1]
+    shape = tuple(1 + max(key[axis] for key in values) for axis in (1, 2))
+    names = dict.fromkeys(key[0] for key in values if key[1] >= 0)
+    return {
+        name: np.reshape([(intact - values[name, *place]).mean() for place in np.ndindex(*shape)], shape)
+        for name in names
+    }
+
+
+def mean_with_cut(table: Table) -> dict[str, Interval]:
+    """cut -> mean value of the right first move, cut in all heads, with its 95 % interval over stories."""
+    values = per_map(table, ("cut", "layer", "head"), "q")
+    return {cut: interval(q) for (cut, layer, _), q in values.items() if layer < 0}
+
+
+HEADS_SHOWN = ("question, at the next tile, later visit", "later visit, at the goal", "later visit, at 1 random token")
+
+
+def plot_attention_cuts(table: Table, title: str) -> Figure:
+    """Mean values with each cut, and single heads of three of them."""
+    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
+    note = f"n = {n} made-up histories, mean of {seeds} training seed{'s' * (seeds != 1)}, 95 % intervals"
+    lost = value_lost(table)
+    return plot_cuts(mean_with_cut(table), {name: lost[name] for name in HEADS_SHOWN}, f"{title}\n{note}")
 
 
 def describe_cuts(table: Table) -> str:
     """Mean value with each cut in all heads, and the head whose cut alone lowers it most."""
-    values = per_map(table, ("cut", "layer", "head"), "q")
-    intact = values["nothing", -1, -1]
+    lost = value_lost(table)
     lines = ["attention cut                              value                one head alone, largest loss"]
-    for name in dict.fromkeys(cut for cut, _, _ in values):
-        found = interval(values[name, -1, -1])
+    for name, found in mean_with_cut(table).items():
         line = f"{name:<43}{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-        single = {key[1:]: (intact - value).mean() for key, value in values.items() if key[0] == name and key[1] >= 0}
-        if single:
-            layer, head = max(single, key=lambda key: single[key])
-            line += f"    layer {layer + 1}, head {head + 1}: {single[layer, head]:+.2f}"
+        if name in lost:
+            layer, head = np.unravel_index(lost[name].argmax(), lost[name].shape)
+            line += f"    layer {layer + 1}, head {head + 1}: {lost[name].max():.2f}"
         lines.append(line)
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------- patching activations
-
+# Patching activations
 
 PATCHED_MOVES = (1, 2)  # from the tile asked about to the goal
 
@@ -229,7 +256,7 @@ def patch_pair(agent: Agent, way: Episode) -> tuple[np.ndarray, np.ndarray]:
     """
     hole = Episode(way.tiles, way.actions, "hole")
     again = [cut_off(way)] if way.steps > 1 else []
-    goal_ids, hole_ids = (asked_at_start(agent, [end, *again], way.tiles[0]) for end in (way, hole))
+    goal_ids, hole_ids = (asked_at_start(agent, [end, *again], way) for end in (way, hole))
     return goal_ids, hole_ids
 
 
@@ -252,8 +279,8 @@ def activation_patching(
         for moves, ways in (draw_patch_ways() if maps is None else maps).items():
             n, right = len(ways), [way.actions[0] for way in ways]
             goal_ids, hole_ids = (np.stack(ids) for ids in zip(*(patch_pair(agent, w) for w in ways), strict=True))
-            row = {"training_seed": agent.training_seed, "moves": moves, "layer": -1, "position": -1}
-            row |= {"map": np.arange(n)}
+            row: dict = {"training_seed": training_seed(agent), "moves": moves, "layer": -1, "position": -1}
+            row["map"] = np.arange(n)
             with states_of(agent.model) as states:
                 q_goal = q_at_end(agent, goal_ids)[np.arange(n), right]
             rows.append(row | {"run": "goal", "q": q_goal.round(4)})
@@ -305,3 +332,14 @@ def describe_patching(table: Table) -> str:
             cells = [f"{PATCH_WORDS[moves][i]} {row[i]:.2f}" for i in np.flatnonzero(np.abs(row) >= 0.1)]
             lines.append(f"  {name:<11}" + (", ".join(cells) or "none above .1"))
     return "\n".join(lines)
+
+
+def plot_patching(table: Table, title: str) -> Figure:
+    """Stages against tokens: which part of the value one patched state brings back, for both lengths of a way."""
+    panels = {}
+    for moves, shares in recovered(table).items():
+        stages = ["embedding", *[f"layer {i}" for i in range(1, len(shares))]]
+        panels[f"goal {moves} move{'s' * (moves > 1)} away"] = Grid(shares, stages, PATCH_WORDS[moves])
+    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
+    note = f"n = {n} made-up ways of each length, mean of {seeds} training seed{'s' * (seeds != 1)}"
+    return plot_matrices(panels, f"{title}\n{note}", "token whose state is taken from the run with the goal", "")

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
-from icrl_utils.evaluation.tables import Table, per_map, table_of
+from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode
 from icrl_utils.llama.adapters import backbone, causal_lm
 from icrl_utils.llama.agent import Agent
 from icrl_utils.llama.readout import action_logits
 from icrl_utils.play.policy import Policy
+from icrl_utils.plots.values import plot_lines
 
 # Chosen before the first look at a result.
 DRAWS, DRAWS_SEED = 200, 1309
@@ -42,18 +44,18 @@ def cut_off(way: Episode) -> Episode:
     return Episode((*way.tiles[:-1], way.tiles[-2]), (*way.actions[:-1], other), "limit")
 
 
-def asked_at_start(agent: Agent, told: Sequence[Episode], tile: int) -> np.ndarray:
-    """int64 [T]: ids of the episodes ``told``, then of a new one that begins on ``tile``."""
-    return agent.format.tokenize(agent.format.render([*told, Episode((tile,), ())]))
+def asked_at_start(agent: Agent, told: Sequence[Episode], way: Episode) -> np.ndarray:
+    """int64 [T]: ids of the episodes ``told``, then of a new one that begins where ``way`` does."""
+    return agent.format.tokenize(agent.format.render([*told, Episode(way.tiles[:1], ())]))
 
 
 @torch.no_grad()
 def q_at_end(agent: Agent, ids: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, 4]: Q at the ends of histories int64 [n, T] of equal length."""
+    """float64 [n, 4]: Q at the ends of histories int64 [n, T] of equal length."""
     model, tokens = causal_lm(agent.model), torch.from_numpy(np.stack(list(ids))).to(agent.device)
     hidden = backbone(agent.model)(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
     z = agent.readout.z(action_logits(hidden, model.lm_head, torch.as_tensor(agent.format.action_ids)))
-    return agent.readout.q(z).cpu().numpy()
+    return agent.readout.q(z).double().cpu().numpy()
 
 
 def history_of(way: Episode, visits: int, form: str) -> list[Episode]:
@@ -101,10 +103,10 @@ def values_by_distance(
         for moves, ways in (ways_of_every_length() if maps is None else maps).items():
             for form in FORMS:
                 for visits in VISITS if form != "no reward" else (1, 2):
-                    asked = [asked_at_start(agent, history_of(way, visits, form), way.tiles[0]) for way in ways]
+                    asked = [asked_at_start(agent, history_of(way, visits, form), way) for way in ways]
                     first = [way.actions[0] for way in ways]
                     q = q_at_end(agent, asked)[np.arange(len(ways)), first]
-                    row = {"training_seed": agent.training_seed, "form": form, "moves": moves, "visits": visits}
+                    row = {"training_seed": training_seed(agent), "form": form, "moves": moves, "visits": visits}
                     rows.append(row | {"map": np.arange(len(ways)), "q": q.round(4)})
     return table_of(rows)
 
@@ -139,3 +141,25 @@ def describe_values(table: Table) -> str:
         cells = "".join(f"{values[form, d, visits].mean():6.2f}" for d in moves)
         lines.append(f"{form:<14}{visits:>2} visits{cells}")
     return "\n".join(lines)
+
+
+def plot_values(table: Table, title: str) -> Figure:
+    """Value against distance, one line for each number of visits: two predictions, and what was measured."""
+    values = mean_values(table)
+    moves = np.array(sorted({key[1] for key in values}))
+    visits = sorted({key[2] for key in values if key[0] == "to the goal"})
+    floor = float(np.mean([values["to the goal", d, 1].mean() for d in moves[moves > 1]]))
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for name in predictions(moves, 1, floor):
+        lines = {f"walked {k} x": (moves, predictions(moves, k, floor)[name]) for k in visits}
+        panels[f"prediction: {name}"] = lines
+    for form, text in (("to the goal", "every walk to the goal"), ("cut off", "later walks cut off before the goal")):
+        panels[f"measured: {text}"] = {
+            f"walked {k} x": (moves, np.array([values[form, d, k].mean() for d in moves])) for k in visits
+        }
+    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
+    note = f"n = {n} made-up ways of each length, mean of {seeds} training seed{'s' * (seeds != 1)}"
+    return plot_lines(
+        panels, f"moves from the tile asked about to the goal\n({note})", "value of the right first move",
+        ylim=(0, 1.05), columns=2, title=title,
+    )  # fmt: skip

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from icrl_utils.evaluation.calibration import TO_GOAL, TO_HOLE, Graph, known_graph
 from icrl_utils.evaluation.handoff import LAKES_OF_SIZE
 from icrl_utils.evaluation.made_up import agents_of
-from icrl_utils.evaluation.tables import Table, per_map, table_of
+from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
 from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import Episode
 from icrl_utils.lake.games import HeldOutLakes
@@ -22,6 +23,8 @@ from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.agent import Agent
 from icrl_utils.play.policy import Policy, Step
 from icrl_utils.play.rollout import Records, rollout
+from icrl_utils.plots.style import BLUE, GREY, ORANGE
+from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import Interval, interval
 
 # Chosen before the first look at a result.
@@ -120,7 +123,7 @@ def rehearsal(
     for agent in agents_of(policies):
         for sizes, lakes in (lakes_to_rehearse() if maps is None else maps).items():
             for filler, walks in [("none", 0), *((filler, walks) for filler in FILLERS for walks in WALKS if walks)]:
-                row = {"training_seed": agent.training_seed, "sizes": sizes, "walks": walks, "filler": filler}
+                row = {"training_seed": training_seed(agent), "sizes": sizes, "walks": walks, "filler": filler}
                 for first in range(0, len(lakes), AT_ONCE):
                     part = lakes[first : first + AT_ONCE]
                     places = row | {"map": first + np.arange(len(part))}
@@ -172,3 +175,19 @@ def describe_rehearsal(table: Table) -> str:
         what = f"lakes {sizes}, {metric}, {walks} walks: known moves minus elsewhere"
         lines.append(f"{what:<70}{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     return "\n".join(lines)
+
+
+def plot_rehearsal(table: Table, title: str) -> Figure:
+    """Success and shortest paths by number of imagined walks, for both sizes of lakes."""
+    panels, colors = {}, {}
+    for (sizes, metric), cells in effects(table).items():
+        rows = {}
+        for (filler, walks), found in sorted(cells.items(), key=lambda cell: cell[0][1]):
+            name = f"{walks} walk{'s' * (walks != 1)}, {filler}" if walks else "no walks"
+            rows[name] = found
+            colors[name] = {FILLERS[0]: BLUE, FILLERS[1]: ORANGE}.get(filler, GREY)
+        panels[f"{metric}, lakes {sizes}"] = rows
+    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
+    note = f"episodes {COUNTED.start} to {COUNTED.stop - 1}, the agent decides; n = {n} held-out lakes of each size"
+    note += f", mean of {seeds} training seed{'s' * (seeds != 1)}"
+    return plot_intervals(panels, "share of episodes, with its 95 % interval over lakes", f"{title}\n{note}", colors)

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from icrl_utils.evaluation.calibration import edge_kind, known_graph, known_ways
 from icrl_utils.evaluation.made_up import GAMMA, agents_of
-from icrl_utils.evaluation.tables import Table, per_map, table_of
+from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode, Outcome
 from icrl_utils.lake.games import HeldOutLakes
 from icrl_utils.lake.maps import TileGame
 from icrl_utils.play.baselines import RandomPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import rollout
+from icrl_utils.plots.values import plot_intervals
 from icrl_utils.statistics import Interval, interval
 
 # Chosen before the first look at a result.
@@ -98,7 +100,7 @@ def context_surgery(
                 told = [*operate(past, (tile, action), other), way]
                 for agent in agents_of(policies):
                     q = float(agent.q_values(agent.format.render(told))[action])
-                    row = {"training_seed": agent.training_seed, "surgery": name, "kind": kind, "map": i}
+                    row = {"training_seed": training_seed(agent), "surgery": name, "kind": kind, "map": i}
                     rows.append(row | {"q": round(q, 4)})
     return table_of(rows)
 
@@ -122,3 +124,13 @@ def describe_surgery(table: Table) -> str:
         cells = [found[kind][name] for kind in found]
         lines.append(f"{name:<26}" + "".join(f"{f'{v.estimate:.2f} [{v.low:.2f}, {v.high:.2f}]':<24}" for v in cells))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def plot_surgery(table: Table, title: str) -> Figure:
+    """Mean values, one panel a kind of move, one row an operation."""
+    found = beliefs(table)
+    counts = {kind: len(np.unique(table["map"][table["kind"] == kind])) for kind in found}
+    seeds = len(np.unique(table["training_seed"]))
+    note = f"held-out lakes after {EPISODES} episodes of random play; mean of {seeds} training seed{'s' * (seeds != 1)}"
+    panels = {f"{kind} (n = {counts[kind]})": rows for kind, rows in found.items()}
+    return plot_intervals(panels, "Q of the move with its 95 % interval over lakes", f"{title}\n{note}")

@@ -27,6 +27,12 @@ KINDS: dict[str, type] = {  # of the columns that tables of single questions hav
 }
 
 
+def training_seed(policy: object) -> int:
+    """Of the run that made the policy; -1 where nothing was trained, or live."""
+    seed = getattr(policy, "training_seed", None)
+    return -1 if seed is None else seed
+
+
 def table_of(rows: Sequence[dict]) -> Table:
     """Rows with the same keys as one table; a value may be an array [n], and then its row stands for n of them."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in rows[0]}
@@ -51,5 +57,5 @@ def per_map(table: Table, names: Sequence[str], value: str) -> dict[tuple, np.nd
     total = np.bincount(place, table[value].astype(float), len(numbers) * n).reshape(-1, n)
     if not count.all():
         key = list(numbers)[int((count == 0).any(1).argmax())]
-        raise ValueError(f"table has no row of {dict(zip(names, key, strict=True))} on some of its {n} maps; remake it.")
+        raise ValueError(f"table has no row of {dict(zip(names, key, strict=True))} on some of {n} maps; remake it.")
     return dict(zip(numbers, total / count, strict=True))

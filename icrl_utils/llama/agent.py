@@ -137,7 +137,7 @@ class Agent:
             told = told[:-1] if len(told) and told[-1] == self._reset_id else told  # the next step writes it
             row[: len(told)] = told
         ids = torch.from_numpy(padded).to(self.device)
-        self._now += 1
+        self._now += (ids >= 0).any(1)  # a row without a history begins as ever
         if longest:
             self._extend(ids, torch.where(ids >= 0, self._now[:, None], -1))
 

@@ -144,15 +144,15 @@ class Agent:
     def _extend(self, ids: Tensor, episode: Tensor) -> Tensor:
         """Append ids [n, new] to the histories: hidden states [n, d] at the last real token of each.
 
-        episode: int16 [n, new], the episode of each token, -1 for padding, which stands on the right.
+        episode: int16 [n, new], the episode of each token, -1 for padding.
         """
         self._episode = torch.cat([self._episode, episode], 1)
         self._forget()
-        real = episode >= 0
-        position = self._position[:, None] + real.cumsum(1) - 1
-        self._position += real.sum(1)
+        count = (episode >= 0).cumsum(1)
+        position = self._position[:, None] + count - 1
+        self._position += count[:, -1]
         hidden = self._forward(ids.clamp(min=0), position.clamp(min=0), self._mask(ids.shape[1]))
-        return hidden[torch.arange(len(ids), device=self.device), real.sum(1) - 1]
+        return hidden[torch.arange(len(ids), device=self.device), count.argmax(1)]  # the first of the largest counts
 
     def keep(self, rows: np.ndarray) -> None:
         check_started(self, self._choice).keep(rows)

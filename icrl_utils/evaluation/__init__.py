@@ -1,4 +1,5 @@
-"""Lesson 05: experiments, their tables and figures, and what an agent knows.
+"""Lessons 05 and 07: experiments, their tables and figures, what an agent knows, and how it computes it.
 
-Files in the order of reading: `experiments`, `calibration`.
+Files in the order of reading: `tables`, `experiments`, `calibration`, `handoff`, `made_up`, `inside`, `surgery`,
+`rehearsal`.
 """

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from icrl_utils.evaluation import handoff, inside, made_up, rehearsal, surgery
+from icrl_utils.evaluation.tables import KINDS, Table
 from icrl_utils.history.episodes import HOLE
-from icrl_utils.lake.games import GAMES
+from icrl_utils.lake.games import GAMES, HeldOutLakes
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, MapDistribution, TileGame
 from icrl_utils.llama.agent import load_agent
@@ -41,7 +43,6 @@ from icrl_utils.statistics import (
     shortest_path_rate,
 )
 
-Table = dict[str, np.ndarray]
 COLUMNS = {
     "policy": str,
     "training_seed": int,  # -1: nothing was trained
@@ -54,6 +55,7 @@ COLUMNS = {
     "repeat_death": int,  # died on a (tile, action) that had killed on this map before
 }
 COLUMNS_WITH_LAW = {"law": str, **COLUMNS}
+ALL_COLUMNS = KINDS | COLUMNS_WITH_LAW
 
 # Of the experiment ``games``, chosen before the first look at its results; its laws are in lake/games.py.
 GAMES_SEED = 1307  # draws the games
@@ -211,7 +213,7 @@ def summary_of_law(table: Table) -> list[dict]:
 
 def write_table(path: str | Path, table: Table) -> None:
     """Write a table as csv, gzipped where ``path`` ends in .gz."""
-    kinds = COLUMNS_WITH_LAW if "law" in table else COLUMNS
+    kinds = {name: ALL_COLUMNS[name] for name in table}
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in kinds.items()]
     write_csv(path, (dict(zip(kinds, row, strict=True)) for row in zip(*columns, strict=True)), list(kinds))
 
@@ -226,9 +228,9 @@ def read_table(path: str | Path) -> Table:
         )
     data = path.read_bytes()
     header, *rows = csv.reader(io.StringIO((gzip.decompress(data) if path.suffix == ".gz" else data).decode()))
-    kinds = COLUMNS_WITH_LAW if "law" in header else COLUMNS
-    if header != list(kinds):
-        raise ValueError(f"path={str(path)!r} has columns {header}, not {list(COLUMNS)}; make it again.")
+    if unknown := set(header) - set(ALL_COLUMNS):
+        raise ValueError(f"path={str(path)!r} has columns {sorted(unknown)}, which no experiment has; make it again.")
+    kinds = {name: ALL_COLUMNS[name] for name in header}
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
     return {name: np.array(column, dtype=kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
 
@@ -366,6 +368,54 @@ EXPERIMENTS = {
         "Other games, the same weights (the player decides from the first move on)",
         plot_success_by_law,
         describe_laws,
+    ),
+    "hand_off": Experiment(
+        handoff.hand_off,
+        lambda n: handoff.lakes_of_every_size(handoff.LAKES if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "One explores, another one plays",
+        handoff.plot_hand_off,
+        handoff.describe_hand_off,
+    ),
+    "values_by_distance": Experiment(
+        made_up.values_by_distance,
+        lambda n: made_up.ways_of_every_length(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "What a way is worth",
+        made_up.plot_values,
+        made_up.describe_values,
+    ),
+    "attention_cuts": Experiment(
+        inside.attention_cuts,
+        lambda n: inside.draw_stories(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Who reads what: a goal two moves away, some attention cut",
+        inside.plot_attention_cuts,
+        inside.describe_cuts,
+    ),
+    "activation_patching": Experiment(
+        inside.activation_patching,
+        lambda n: inside.draw_patch_ways(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Where the value is: the part that one state of the goal's run brings back",
+        inside.plot_patching,
+        inside.describe_patching,
+    ),
+    "context_surgery": Experiment(
+        surgery.context_surgery,
+        lambda n: HeldOutLakes().sample(surgery.SURGERY_LAKES if n is None else n, surgery.SURGERY_SEED),
+        PAPER_IN_DISTRIBUTION,
+        "What the agent believes after an operation on its history",
+        surgery.plot_surgery,
+        surgery.describe_surgery,
+    ),
+    "rehearsal": Experiment(
+        rehearsal.rehearsal,
+        lambda n: rehearsal.lakes_to_rehearse(rehearsal.REHEARSAL_LAKES if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Imagined walks before each episode",
+        rehearsal.plot_rehearsal,
+        rehearsal.describe_rehearsal,
     ),
 }
 

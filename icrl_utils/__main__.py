@@ -1,4 +1,4 @@
-"""``python -m icrl_utils``: doctor, pretrain, train, evaluate, bench, course, lab, language-model, remake.
+"""``python -m icrl_utils``: doctor, pretrain, train, finetune, evaluate, bench, course, lab, language-model, remake.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -20,7 +20,8 @@ from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.ranges import checked_seed
 
 DESCRIPTION = (
-    "In-context reinforcement learning: doctor, pretrain, train, evaluate, bench, course, lab, language-model, remake."
+    "In-context reinforcement learning: doctor, pretrain, train, finetune, evaluate, bench, course, lab, "
+    "language-model, remake."
 )
 
 
@@ -84,6 +85,13 @@ def run_train(args: argparse.Namespace) -> None:
     options = configs.train_options(get_profile(args.profile), args.recipe)
     config = make_config(configs.TrainConfig, vars(args), options)
     print(f"Trained adapter: {training.train(config, resume=args.resume)}")
+
+
+def run_finetune(args: argparse.Namespace) -> None:
+    from icrl_utils.training import configs, finetuning
+
+    config = make_config(configs.FinetuneConfig, vars(args), {})
+    print(f"Trained adapter: {finetuning.finetune(config, resume=args.resume)}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -176,13 +184,15 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         default="ours",
         help="settings that no other option names: ours (default) or the paper's",
     )
-    for sub in (pretrain, train):
+    finetune = add("finetune", run_finetune, "teach a pretrained language model, in its own words, on an adapter")
+    for sub in (pretrain, train, finetune):
         sub.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    if command in ("pretrain", "train"):
+    if command in ("pretrain", "train", "finetune"):
         from icrl_utils.training import configs
 
         add_config_options(pretrain, configs.PretrainConfig)
         add_config_options(train, configs.TrainConfig)
+        add_config_options(finetune, configs.FinetuneConfig)
     evaluate = add("evaluate", run_evaluate, "run an experiment; records and figure go to build/")
     evaluate.add_argument("experiment", help="for example in_distribution; an unknown name lists all")
     evaluate.add_argument("--write", action="store_true", help="renew the committed ones in assets/ instead of build/")

@@ -66,6 +66,15 @@ def resolve_precision(precision: str, device: torch.device, argument: str = "") 
     return "bf16" if has_ampere(device) else "fp16"
 
 
+def faster_precision(device: str = "auto") -> str:
+    """``bf16`` where matrices are multiplied faster in bfloat16 than in float32 (measured), else ``no``.
+
+    For code that rounds factors itself. On a CPU it takes AVX512-BF16 or AMX, which no public flag of torch tells.
+    """
+    where = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    return "bf16" if matmul_peak(where, torch.bfloat16) > matmul_peak(where, torch.float32) else "no"
+
+
 def has_ampere(device: torch.device | None = None) -> bool:
     """Whether the GPU is at least an Ampere: has bfloat16 in hardware, and flash attention. A T4 is not; it emulates
     bfloat16, and `torch.cuda.is_bf16_supported` calls that supported."""

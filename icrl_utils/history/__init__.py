@@ -1,4 +1,4 @@
 """Lesson 01: episodes <-> text <-> ids, and where the decisions stand.
 
-Files in the order of reading: `episodes`, `format`, `text`, `compact`, `paper`, `tokenizers`.
+Files in the order of reading: `episodes`, `format`, `text`, `compact`, `paper`, `words`, `tokenizers`.
 """

@@ -33,7 +33,8 @@ from icrl_utils.llama.adapters import (
 from icrl_utils.llama.attention import check_attention
 from icrl_utils.llama.cache import CACHE_ARGUMENT, GrowingCache
 from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_history, load_llama
-from icrl_utils.llama.readout import QReadout, action_logits
+from icrl_utils.llama.readout import OddsReadout, QReadout, action_logits
+from icrl_utils.llama.words_agent import WordsAgent, load_words_agent
 from icrl_utils.paths import ASSETS, ROOT, config_sha256, file_sha256, in_repository, read_json
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import whole_number
@@ -217,15 +218,16 @@ def load_agent(
     device: str | torch.device | None = None,
     base: str | Path | None = None,
     **options,
-) -> Agent:
-    """The agent in an adapter folder, on the frozen base that it was trained on.
+) -> Agent | WordsAgent:
+    """The agent in an adapter folder, on the frozen base that it was trained on: a `WordsAgent` where values are read
+    after the action word, in a language model's own words, else an `Agent`.
 
     Args:
         path: a folder written by ``python -m icrl_utils train``, absolute or relative to the repository.
         memory: False: the memory-less baseline (same weights, the context is cleared at every episode).
         device: by default the GPU where there is one.
         base: the base model's folder or name on the Hub; by default the one that the adapter's run.json names.
-        options: more arguments of ``Agent``, instead of those in the adapter's run.json (``play``).
+        options: more arguments of the agent's class, instead of those in the adapter's run.json (``play``).
 
     The adapter is merged into a float32 base: the same function, without the adapter's extra products. A base in
     half precision or in 4 bits would lose a part of it, so there it stays apart.
@@ -237,6 +239,12 @@ def load_agent(
     folder = _adapter_folder(path)
     run = _checked_record(folder, path)
     base = run["base"] if base is None else base
+    options = {"temperature": run["config"].get("temperature", 0.0)} | run.get("play", {}) | options
+    options |= {"memory": memory, "training_seed": run["config"]["seed"]}
+    if run["history"] == "words":
+        _check_base(base, run, path)
+        scale, offset = run["readout"]["scale"], run["readout"]["offset"]
+        return load_words_agent(base, folder, OddsReadout(scale, offset), device, **options)
     try:
         history = load_history(base, run["history"], "base")
     except ValueError as error:
@@ -255,10 +263,7 @@ def load_agent(
         )
     if frozen.dtype == torch.float32 and not quantization:
         model = model.merge_and_unload()
-    options = {"temperature": run["config"].get("temperature", 0.0)} | run.get("play", {}) | options
-    return Agent(
-        model.eval(), history, QReadout(**run["readout"]), memory, training_seed=run["config"]["seed"], **options
-    )
+    return Agent(model.eval(), history, QReadout(**run["readout"]), **options)
 
 
 def _checked_record(folder: Path, path: str | Path) -> dict[str, Any]:

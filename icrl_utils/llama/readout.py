@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from icrl_utils.llama.adapters import backbone, bare_backbone, causal_lm, folded_weights
+from icrl_utils.llama.frozen import FrozenLlama
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,28 @@ class QNetwork(nn.Module):
 def take(hidden: Tensor, position: Tensor) -> Tensor:
     """hidden [B, T, d] at position [B, D] -> [B, D, d]."""
     return hidden.gather(1, position.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+@dataclass(frozen=True)
+class OddsReadout:
+    """The value of a move, read *after* its action word: how much likelier is the word goal than the word hole?
+
+        z = scale * (logit of goal - logit of hole) - offset, Q(history, a) = sigmoid(z) behind the word of a
+
+    Read before the move, four logits have to look up four outcomes at once. After the action word the model only has to
+    continue a text, which is what language models do; and the log-odds are a value of one move before any reinforcement
+    learning: a seen goal is likely, a seen hole is not. The offset says that little else is worth anything yet.
+    """
+
+    scale: float = 0.5
+    offset: float = 2.0
+
+    def __post_init__(self):
+        if not self.scale > 0:
+            raise ValueError(f"scale={self.scale!r} must be positive: a negative one would prefer holes.")
+
+    def z(self, llama: FrozenLlama, hidden: Tensor, goal: int, hole: int) -> Tensor:
+        """float32 [B, K] of hidden states [B, K, width] at action words; ``goal`` and ``hole`` are tokens."""
+        row = llama.output[goal] - llama.output[hole]
+        normed = F.rms_norm(hidden, (llama.shape.width,), llama.norm, llama.shape.eps)
+        return self.scale * (normed @ row) - self.offset

@@ -7,23 +7,25 @@ import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from icrl_utils.dqn.replay import check_order
-from icrl_utils.llama.readout import QReadout
+from icrl_utils.llama.readout import OddsReadout, QReadout
 from icrl_utils.paths import portable_path
 from icrl_utils.play.collect import Behaviour
 from icrl_utils.profiles import PROFILES, Profile
 from icrl_utils.ranges import LARGEST_INT16, checked_seed, positive_number, real_number, whole_number
 
+LANGUAGE_MODEL = "build/smollm2-135m"  # where `python -m icrl_utils language-model` puts it
 AT_LEAST = {  # the least value of every whole number, and of the real ones that may be 0
     "steps": 1, "slices": 1, "slice_tokens": 4, "warmup": 0, "steps_per_chunk": 1, "workers": 0, "log_every": 1,
     "eval_every": 1, "eval_maps": 1, "eval_step_limit": 1, "save_every": 1, "stretch": 1, "hidden": 4, "layers": 1,
     "heads": 1, "rank": 1, "map_pool": 0, "weight_decay": 0.0, "relabel": 0.0, "lr_matrix": 0.0, "lr_other": 0.0,
-    "gamma": 0.0, "world_model": 0.0, "temperature": 0.0, "offset": -math.inf,
+    "gamma": 0.0, "world_model": 0.0, "temperature": 0.0, "offset": -math.inf, "stage_one": 0, "first_adapted": 0,
+    "trace": 0.0, "asked": 0.0, "decay": 0.0,
 }  # fmt: skip
 ABOVE_ZERO = ("clip", "minutes", "rope_theta", "lr", "polyak", "scale")
-AT_MOST = {"relabel": 1.0, "gamma": 1.0, "polyak": 1.0}
+AT_MOST = {"relabel": 1.0, "gamma": 1.0, "polyak": 1.0, "trace": 1.0, "asked": 1.0, "decay": 1.0}
 
 
 def checked_number(name: str, value: object) -> int | float:
@@ -111,6 +113,27 @@ class RunConfig:
         return {name: value for name, value in self.record().items() if name not in self.INDIFFERENT}
 
 
+class Stretched(Protocol):
+    slices: int
+    slice_tokens: int
+    stretch: int
+
+
+def check_stretch(config: Stretched) -> None:
+    if config.slices % config.stretch:
+        raise ValueError(
+            f"stretch={config.stretch!r} must divide slices={config.slices!r}: so many are joined to one; choose 1 for "
+            "slices of one length."
+        )
+
+
+def short_and_long(config: Stretched, chunk: int) -> tuple[int, int]:
+    """Slices of a step in this chunk, and tokens of each: short and long slices take turns. Recall is learned fastest
+    in short histories, and holds in longer ones only if it was trained there."""
+    stretch = config.stretch if chunk % 2 else 1
+    return config.slices // stretch, config.slice_tokens * stretch
+
+
 @dataclass
 class PretrainConfig(RunConfig):
     """Prediction of what moves lead to, on random play. Action words carry no loss: the base learns how lakes work."""
@@ -134,11 +157,7 @@ class PretrainConfig(RunConfig):
                 f"history='paper' with relabel={self.relabel!r}: only compact histories have one token for each tile "
                 "that could be exchanged; set relabel to 0."
             )
-        if self.slices % self.stretch:
-            raise ValueError(
-                f"stretch={self.stretch!r} must divide slices={self.slices!r}: so many are joined to one; choose 1 for "
-                "slices of one length."
-            )
+        check_stretch(self)
         if not self.base and self.hidden % (2 * self.heads):  # rotary positions turn features in pairs
             raise ValueError(
                 f"hidden={self.hidden!r} with heads={self.heads!r}: the features are shared evenly by the heads, an "
@@ -146,10 +165,7 @@ class PretrainConfig(RunConfig):
             )
 
     def slice_shape(self, chunk: int) -> tuple[int, int]:
-        """Short and long slices take turns: recall is learned fastest in short histories, and holds in longer ones only
-        if it was trained there."""
-        stretch = self.stretch if chunk % 2 else 1
-        return self.slices // stretch, self.slice_tokens * stretch
+        return short_and_long(self, chunk)
 
 
 @dataclass
@@ -216,6 +232,68 @@ class TrainConfig(RunConfig):
     @property
     def readout(self) -> QReadout:
         return QReadout("sigmoid" if self.loss == "bce" else "identity", self.scale, self.offset)
+
+
+@dataclass
+class FinetuneConfig(RunConfig):
+    """A pretrained language model on histories in its own words: first what moves lead to, then what they are worth.
+    Only an adapter is trained; values are read after the action word."""
+
+    COMMAND = "finetune"
+    base: str = LANGUAGE_MODEL
+    out: str = "build/smollm2-dqn"
+    start: str = ""  # folder of an adapter to go on from; "": a new one
+    stage_one: int = 16  # steps of prediction alone, before DQN
+    steps: int = 816  # of both stages
+    slices: int = 2
+    stretch: int = 2  # in every other chunk slices are so many times longer, and so many times fewer
+    warmup: int = 8  # steps, in both stages
+    schedule: Literal["linear", "constant"] = "linear"  # type: ignore[assignment]  # in DQN's last steps, see decay
+    decay: float = 0.7  # the last share of DQN's steps, in which the learning rate falls to a tenth
+    weight_decay: float = 0.0
+    relabel: float = 0.0  # the words of tiles are drawn anew for every history anyway
+    steps_per_chunk: int = 16
+    log_every: int = 10
+    eval_maps: int = 24
+    eval_step_limit: int = 40
+    save_every: int = 50
+    lr: float = 2e-3
+    rank: int = 16
+    first_adapted: int = 0  # layers below it have no adapter; their part of a step is computed once
+    gamma: float = 0.6
+    polyak: float = 0.05  # of the averaged adapter, which plays
+    target: bool = False  # targets from the averaged adapter, a second network to run; else from the online one
+    trace: float = 0.9  # lambda of Watkins' Q(lambda)
+    asked: float = 0.5  # share of the decisions that get a target from the moves that follow
+    world_model: float = 0.1  # weight of the prediction of outcomes in DQN
+    scale: float = 0.5  # read-out, see `readout.OddsReadout`
+    offset: float = 2.0
+    temperature: float = 0.5  # at play, see `policy.Choice`
+    behaviour: Behaviour = field(default_factory=Behaviour)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage_one > self.steps:
+            raise ValueError(
+                f"stage_one={self.stage_one!r} is more than steps={self.steps!r}, which counts the steps of both "
+                "stages; raise steps."
+            )
+        check_stretch(self)
+        if self.relabel:
+            raise ValueError(
+                f"relabel={self.relabel!r}: words of tiles are drawn anew for every history; leave it out."
+            )
+        if self.compile:
+            raise ValueError("compile=True: the written-out Llama gains nothing by it; leave it out.")
+        if self.precision == "fp16":
+            raise ValueError("precision='fp16' would need a loss scaler; choose 'bf16' or 'no', or leave it out.")
+
+    def slice_shape(self, chunk: int) -> tuple[int, int]:
+        return short_and_long(self, chunk)
+
+    @property
+    def odds(self) -> OddsReadout:
+        return OddsReadout(self.scale, self.offset)
 
 
 def _changed(values: dict, defaults: dict) -> Iterator[tuple[str, object]]:

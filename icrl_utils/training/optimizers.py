@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from icrl_utils.training.configs import RunConfig
+from icrl_utils.training.configs import FinetuneConfig, RunConfig
 
 
 def make_optimizers(
@@ -42,3 +42,14 @@ def learning_rate_factor(step: int, config: RunConfig) -> float:
         return 1.0
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def two_stage_factor(step: int, config: FinetuneConfig) -> float:
+    """The same for `finetune`: a warm-up in both stages, then 1, and in the last share ``decay`` of DQN's steps, with
+    the schedule ``linear``, evenly down to a tenth: small steps average out the noise of large ones."""
+    in_stage = step if step < config.stage_one else step - config.stage_one
+    rising = min(1.0, (in_stage + 1) / max(1, config.warmup))
+    falling = config.decay * (config.steps - config.stage_one)
+    if config.schedule == "constant" or not falling:
+        return rising
+    return rising * min(1.0, 0.1 + 0.9 * (config.steps - step) / falling)

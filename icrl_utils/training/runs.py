@@ -59,6 +59,7 @@ class Run:
         parameters: number of weights that a token passes through, for the speed: a step counts as
             6 * parameters * tokens floating point operations, the usual convention.
         resume: go on from the folder's checkpoint, if there is one.
+        rate: (step from 0, config) -> factor of the learning rate.
 
     Attributes:
         step: number of the optimizer step at hand, counted from 1; 0 before the first.
@@ -78,7 +79,9 @@ class Run:
         parameters: int,
         resume: bool = False,
         progress: bool = True,
+        rate: Callable[[int, Any], float] = learning_rate_factor,
     ):
+        self.rate = rate
         self.config, self.accelerator, self.tensors, self.optimizers = config, accelerator, tensors, optimizers
         self.main = accelerator.is_main_process
         fewest, _ = config.slice_shape(1)
@@ -129,7 +132,7 @@ class Run:
                 self.step += 1
                 self.sums = {}
                 for group, rate in zip(self.groups, self.base_rates, strict=True):
-                    group["lr"] = rate * learning_rate_factor(self.step - 1, self.config)
+                    group["lr"] = rate * self.rate(self.step - 1, self.config)
                 yield batch
                 self.bar.update()
                 if self.due(self.config.save_every):

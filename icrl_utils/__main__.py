@@ -20,8 +20,8 @@ from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.ranges import checked_seed
 
 DESCRIPTION = (
-    "In-context reinforcement learning: doctor, pretrain, train, finetune, evaluate, bench, course, lab, "
-    "language-model, remake."
+    "In-context reinforcement learning: doctor, language-model, pretrain, train, finetune, evaluate, bench, course, "
+    "lab, remake."
 )
 
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import LakeMap
 from icrl_utils.llama.agent import load_agent
-
 from icrl_utils.llama.words_agent import load_words_agent
-from icrl_utils.paths import ASSETS, BUILD
+from icrl_utils.paths import ASSETS, BUILD, LANGUAGE_MODEL
 from icrl_utils.play.baselines import RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.profiles import Profile

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from icrl_utils.llama.adapters import causal_lm
+from icrl_utils.llama.load import parameter_count
 
 
 class Shape(NamedTuple):
@@ -154,6 +155,7 @@ class FrozenLlama(nn.Module):
         self.output = self.embedding if config.tie_word_embeddings else state["lm_head.weight"].float()
         self.norm = state["model.norm.weight"].float()
         self.layers = [self._layer(state, f"model.layers.{i}.") for i in range(self.shape.layers)]
+        self.parameter_count = parameter_count(model)
         self._rotary = llama.model.rotary_emb  # the checkpoint's own, so that Llama 3's scaled positions are right
 
     def _layer(self, state: dict[str, Tensor], prefix: str) -> Layer:

@@ -23,10 +23,10 @@ from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.words import Words
 from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.frozen import Adapter, FrozenLlama, after_attention, heads_of, of_branches
+from icrl_utils.llama.language_model import language_model
 from icrl_utils.llama.load import load_llama
 from icrl_utils.llama.lora import Lora
 from icrl_utils.llama.readout import OddsReadout
-from icrl_utils.paths import in_repository
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import checked_seed, whole_number
 
@@ -195,16 +195,24 @@ def load_words_agent(
     """The language model ``base`` with the adapter in a folder, or untouched.
 
     Args:
-        base: what `load.load_llama` takes. readout: by default `OddsReadout()`.
+        base: what `language_model.language_model` takes. readout: by default `OddsReadout()`.
         dtype: of the products; by default the faster one of bfloat16 and float32 here.
         options: more arguments of `WordsAgent`.
     """
-    model = load_llama(base, device=device, dtype=torch.float32)
-    words = Words(AutoTokenizer.from_pretrained(in_repository(base)))
-    dtype = DTYPES[faster_precision(model.device.type)] if dtype is None else dtype
-    llama = FrozenLlama(model, dtype)
-    weights = Lora.load(adapter, llama.shape).to(llama.device).layer_weights(dtype) if adapter else {}
+    llama, words = load_frozen(base, device, dtype)
+    weights = Lora.load(adapter, llama.shape).to(llama.device).layer_weights(llama.dtype) if adapter else {}
     return WordsAgent(llama, words, weights, OddsReadout() if readout is None else readout, **options)
+
+
+def load_frozen(
+    base: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> tuple[FrozenLlama, Words]:
+    """The written-out Llama ``base`` and its words; ``dtype`` as in `load_words_agent`."""
+    checkpoint = language_model(base)
+    words = Words(AutoTokenizer.from_pretrained(checkpoint))  # first: what cannot be told is refused at once
+    model = load_llama(checkpoint, device=device, dtype=torch.float32)
+    dtype = DTYPES[faster_precision(model.device.type)] if dtype is None else dtype
+    return FrozenLlama(model, dtype), words
 
 
 def _key(rng: np.random.Generator) -> list[int]:

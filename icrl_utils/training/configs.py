@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from icrl_utils.dqn.replay import check_order
 from icrl_utils.llama.readout import OddsReadout, QReadout
-from icrl_utils.paths import portable_path
+from icrl_utils.paths import LANGUAGE_MODEL, portable_path
 from icrl_utils.play.collect import Behaviour
 from icrl_utils.profiles import PROFILES, Profile
 from icrl_utils.ranges import LARGEST_INT16, checked_seed, positive_number, real_number, whole_number
 
-LANGUAGE_MODEL = "build/smollm2-135m"  # where `python -m icrl_utils language-model` puts it
 AT_LEAST = {  # the least value of every whole number, and of the real ones that may be 0
     "steps": 1, "slices": 1, "slice_tokens": 4, "warmup": 0, "steps_per_chunk": 1, "workers": 0, "log_every": 1,
     "eval_every": 1, "eval_maps": 1, "eval_step_limit": 1, "save_every": 1, "stretch": 1, "hidden": 4, "layers": 1,
@@ -240,7 +239,7 @@ class FinetuneConfig(RunConfig):
     Only an adapter is trained; values are read after the action word."""
 
     COMMAND = "finetune"
-    base: str = LANGUAGE_MODEL
+    base: str = portable_path(LANGUAGE_MODEL)
     out: str = "build/smollm2-dqn"
     start: str = ""  # folder of an adapter to go on from; "": a new one
     stage_one: int = 16  # steps of prediction alone, before DQN

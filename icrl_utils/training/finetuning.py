@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from icrl_utils.dqn.branches import (
     OBSERVED,
@@ -35,10 +34,11 @@ from icrl_utils.history.words import Words
 from icrl_utils.lake.held_out import development_maps
 from icrl_utils.lake.maps import TRAINING_MAPS
 from icrl_utils.llama.frozen import FrozenLlama
-from icrl_utils.llama.load import checkpoint_id, load_llama, parameter_count
+from icrl_utils.llama.language_model import language_model
+from icrl_utils.llama.load import checkpoint_id
 from icrl_utils.llama.lora import WEIGHTS, Lora
 from icrl_utils.llama.readout import OddsReadout, take
-from icrl_utils.llama.words_agent import WordsAgent
+from icrl_utils.llama.words_agent import WordsAgent, load_frozen
 from icrl_utils.paths import config_sha256, file_sha256, in_repository, portable_path
 from icrl_utils.play.policy import PATIENCE
 from icrl_utils.play.rollout import rollout
@@ -59,18 +59,15 @@ def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True
     accelerator = make_accelerator(config.precision, config.device)
     if accelerator.num_processes > 1:
         raise ValueError(f"{accelerator.num_processes} processes: finetune trains on one device; start one.")
-    facts = facts_of_base(config)
-    base = load_llama(config.base, device=accelerator.device, dtype=torch.float32)
-    words = Words(AutoTokenizer.from_pretrained(in_repository(config.base)))
-    llama, parameters = FrozenLlama(base, DTYPES[config.precision]), parameter_count(base)
-    del base
+    facts = facts_of_base(config)  # before training: later the files may have changed
+    llama, words = load_frozen(config.base, accelerator.device, DTYPES[config.precision])
     online = new_adapter(config, llama).requires_grad_()
     average = Lora(llama.shape, online.layers, config.rank).to(llama.device)
     average.copy_(online.tensors)
     optimizer = torch.optim.AdamW(online.parameters(), config.lr, weight_decay=config.weight_decay)
     tensors = {f"online.{n}": t for n, t in online.tensors.items()}
     tensors |= {f"average.{n}": t for n, t in average.tensors.items()}
-    run = Run(config, accelerator, tensors, [optimizer], parameters, resume, progress, two_stage_factor)
+    run = Run(config, accelerator, tensors, [optimizer], llama.parameter_count, resume, progress, two_stage_factor)
     means = Means()
 
     for batch in run.batches(asked_batches(config, words, run.step, llama.device)):
@@ -107,10 +104,10 @@ def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True
 
 def facts_of_base(config: FinetuneConfig) -> dict[str, object]:
     """What run.json says about the base and the text, and `load_agent` compares."""
-    folder = in_repository(config.base)
+    folder = in_repository(language_model(config.base))
     facts: dict[str, object] = {
         "base": portable_path(config.base),
-        "base_sha256": checkpoint_id(config.base),
+        "base_sha256": checkpoint_id(folder),
         "base_config_sha256": config_sha256(folder) if folder.is_dir() else None,
         "history": "words",
     }

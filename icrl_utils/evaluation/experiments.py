@@ -2,8 +2,8 @@
 
 One function an experiment: it lets policies play the same maps with the same luck and returns one tidy table, a dict
 of equally long columns with one row per policy, training seed, map and episode (see ``COLUMNS``); a table of several
-laws of games has a column ``law`` before them. ``EXPERIMENTS`` lists all experiments. The shipped tables in
-``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
+laws of games has a column ``law`` before them, and `zero_shot` has columns of its own. ``EXPERIMENTS`` lists all
+experiments. The shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from icrl_utils.evaluation import zero_shot
 from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.games import GAMES
 from icrl_utils.lake.held_out import held_out_maps
-from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, MapDistribution, TileGame
+from icrl_utils.lake.maps import (
+    PAPER_IN_DISTRIBUTION,
+    PAPER_OUT_OF_DISTRIBUTION,
+    TRAINING_MAPS,
+    MapDistribution,
+    TileGame,
+)
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
@@ -54,6 +61,7 @@ COLUMNS = {
     "repeat_death": int,  # died on a (tile, action) that had killed on this map before
 }
 COLUMNS_WITH_LAW = {"law": str, **COLUMNS}
+KINDS_OF_TABLES = (COLUMNS, COLUMNS_WITH_LAW, zero_shot.COLUMNS)
 
 # Of the experiment ``games``, chosen before the first look at its results; its laws are in lake/games.py.
 GAMES_SEED = 1307  # draws the games
@@ -211,7 +219,7 @@ def summary_of_law(table: Table) -> list[dict]:
 
 def write_table(path: str | Path, table: Table) -> None:
     """Write a table as csv, gzipped where ``path`` ends in .gz."""
-    kinds = COLUMNS_WITH_LAW if "law" in table else COLUMNS
+    kinds = next(kinds for kinds in KINDS_OF_TABLES if kinds.keys() == table.keys())
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in kinds.items()]
     write_csv(path, (dict(zip(kinds, row, strict=True)) for row in zip(*columns, strict=True)), list(kinds))
 
@@ -226,8 +234,8 @@ def read_table(path: str | Path) -> Table:
         )
     data = path.read_bytes()
     header, *rows = csv.reader(io.StringIO((gzip.decompress(data) if path.suffix == ".gz" else data).decode()))
-    kinds = COLUMNS_WITH_LAW if "law" in header else COLUMNS
-    if header != list(kinds):
+    kinds = next((kinds for kinds in KINDS_OF_TABLES if list(kinds) == header), None)
+    if kinds is None:
         raise ValueError(f"path={str(path)!r} has columns {header}, not {list(COLUMNS)}; make it again.")
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
     return {name: np.array(column, dtype=kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
@@ -259,9 +267,11 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     path = results_path(name, (ASSETS if write else BUILD) / "results")
     check_writable(path.parent, "results")
     experiment = EXPERIMENTS[name]
-    policies = [*shipped_agents(profile.adapter), *baselines(experiment.law)]
+    players = (
+        experiment.players() if experiment.players else [*shipped_agents(profile.adapter), *baselines(experiment.law)]
+    )
     maps = experiment.maps(profile.maps if is_smoke else None)
-    table = experiment.play(policies, maps, seed=seed, progress=True)
+    table = experiment.play(players, maps, seed=seed, progress=True)
     write_table(path, table)
     print(experiment.describe(table))
     print(f"written: {path}")
@@ -330,14 +340,15 @@ def plot_success_by_law(table: Table, title: str) -> Figure:
 
 
 class Experiment(NamedTuple):
-    """A row of the table of experiments. Its players are all shipped agents and all baselines."""
+    """A row of the table of experiments. Its players are all shipped agents and all baselines, or those it names."""
 
-    play: Callable[..., Table]  # (policies, maps, seed, progress) -> table; it says the schedule
+    play: Callable[..., Table]  # (players, maps, seed, progress) -> table; it says the schedule
     maps: Callable[[int | None], object]  # the first n of the maps that ``play`` takes; None: all of them
     law: MapDistribution  # of the lakes: posterior sampling is told it
     title: str  # of the figure
     plot: Callable[[Table, str], Figure] = plot_success  # (table, title) -> figure
     describe: Callable[[Table], str] = describe_maps  # (table) -> what is printed
+    players: Callable[[], Sequence] | None = None
 
 
 EXPERIMENTS = {
@@ -366,6 +377,15 @@ EXPERIMENTS = {
         "Other games, the same weights (the player decides from the first move on)",
         plot_success_by_law,
         describe_laws,
+    ),
+    "zero_shot": Experiment(
+        zero_shot.zero_shot,
+        zero_shot.histories,
+        TRAINING_MAPS,
+        "Before any training: does it expect again what its context has shown?",
+        zero_shot.plot,
+        zero_shot.describe,
+        zero_shot.subjects,
     ),
 }
 

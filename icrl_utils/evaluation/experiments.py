@@ -2,8 +2,8 @@
 
 One function an experiment: it lets policies play the same maps with the same luck and returns one tidy table, a dict
 of equally long columns with one row per policy, training seed, map and episode (see ``COLUMNS``); a table of several
-laws of games has a column ``law`` before them. ``EXPERIMENTS`` lists all experiments. The shipped tables in
-``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
+laws of games has a column ``law`` before them, and `zero_shot` has columns of its own. ``EXPERIMENTS`` lists all
+experiments. The shipped tables in ``assets/results/`` are remade by ``python -m icrl_utils evaluate NAME --write``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation import handoff, inside, made_up, rehearsal, surgery
+from icrl_utils.evaluation import handoff, inside, language_model, made_up, rehearsal, surgery, zero_shot
 from icrl_utils.evaluation.tables import KINDS, Table
 from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.games import GAMES, HeldOutLakes
 from icrl_utils.lake.held_out import held_out_maps
-from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, PAPER_OUT_OF_DISTRIBUTION, MapDistribution, TileGame
+from icrl_utils.lake.maps import (
+    PAPER_IN_DISTRIBUTION,
+    PAPER_OUT_OF_DISTRIBUTION,
+    TRAINING_MAPS,
+    MapDistribution,
+    TileGame,
+)
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
@@ -55,7 +61,7 @@ COLUMNS = {
     "repeat_death": int,  # died on a (tile, action) that had killed on this map before
 }
 COLUMNS_WITH_LAW = {"law": str, **COLUMNS}
-ALL_COLUMNS = KINDS | COLUMNS_WITH_LAW
+ALL_COLUMNS = KINDS | zero_shot.COLUMNS | COLUMNS_WITH_LAW
 
 # Of the experiment ``games``, chosen before the first look at its results; its laws are in lake/games.py.
 GAMES_SEED = 1307  # draws the games
@@ -92,6 +98,22 @@ def games(policies: Sequence[Policy], maps: Mapping[str, Sequence[TileGame]] | N
         players = [policy for policy in policies if law == "lakes" or not isinstance(policy, PosteriorSamplingPolicy)]
         table = compare(players, drawn, "greedy", episodes=GAMES_EPISODES, **options)
         parts.append({"law": np.full(len(table["map"]), law), **table})
+    return _joined(parts, COLUMNS_WITH_LAW)
+
+
+def language_models(policies: Sequence[Policy], maps: language_model.Lakes | None = None, **options) -> Table:
+    """Does a real language model do it, too? Held-out lakes of both sizes, both schedules; see `language_model`.
+
+    ``maps``: name of a setting -> its lakes.
+    """
+    parts = []
+    for name, lakes in (language_model.lakes_of_settings() if maps is None else maps).items():
+        setting = language_model.SETTINGS[name]
+        for policy in policies:
+            played = language_model.plays(policy, name, lakes)
+            if len(played):
+                table = compare([policy], played, setting.schedule, episodes=setting.episodes, **options)
+                parts.append({"law": np.full(len(table["map"]), name), **table})
     return _joined(parts, COLUMNS_WITH_LAW)
 
 
@@ -261,9 +283,11 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     path = results_path(name, (ASSETS if write else BUILD) / "results")
     check_writable(path.parent, "results")
     experiment = EXPERIMENTS[name]
-    policies = [*shipped_agents(profile.adapter), *baselines(experiment.law)]
+    players = (
+        experiment.players() if experiment.players else [*shipped_agents(profile.adapter), *baselines(experiment.law)]
+    )
     maps = experiment.maps(profile.maps if is_smoke else None)
-    table = experiment.play(policies, maps, seed=seed, progress=True)
+    table = experiment.play(players, maps, seed=seed, progress=True)
     write_table(path, table)
     print(experiment.describe(table))
     print(f"written: {path}")
@@ -315,6 +339,26 @@ def describe_laws(table: Table) -> str:
     return "\n\n".join(f"{law}\n{describe(summary_of_law(part))}" for law, part in by_law(table).items())
 
 
+def describe_settings(table: Table) -> str:
+    """The summaries of all settings: the last ten episodes where random moves are forced before, else the first five
+    and the last five of fifteen."""
+    texts = []
+    for name, part in by_law(table).items():
+        if language_model.SETTINGS[name].schedule == "paper":
+            texts.append(f"{name}: episodes 20 to 29\n{describe(summary(part))}")
+        else:
+            texts += [f"{name}: first five\n{describe(summary(part, FIRST_FIVE))}"]
+            texts += [f"{name}: episodes 10 to 14\n{describe(summary(part, LAST_FIVE))}"]
+    return "\n\n".join(texts)
+
+
+def plot_settings(table: Table, title: str) -> Figure:
+    """Success by episode of every player, one panel a setting."""
+    panels = {name: by_policy(part) for name, part in by_law(table).items()}
+    lakes = sorted({len(values[0]) for group in panels.values() for values in group.values()}, reverse=True)
+    return plot_panels(panels, title=title, note=f"{' or '.join(map(str, lakes))} held-out lakes a player", columns=2)
+
+
 def plot_success(table: Table, title: str) -> Figure:
     """Success by episode of every policy."""
     first = (table["map"] == 0) & (table["policy"] == table["policy"][0])
@@ -332,14 +376,15 @@ def plot_success_by_law(table: Table, title: str) -> Figure:
 
 
 class Experiment(NamedTuple):
-    """A row of the table of experiments. Its players are all shipped agents and all baselines."""
+    """A row of the table of experiments. Its players are all shipped agents and all baselines, or those it names."""
 
-    play: Callable[..., Table]  # (policies, maps, seed, progress) -> table; it says the schedule
+    play: Callable[..., Table]  # (players, maps, seed, progress) -> table; it says the schedule
     maps: Callable[[int | None], object]  # the first n of the maps that ``play`` takes; None: all of them
     law: MapDistribution  # of the lakes: posterior sampling is told it
     title: str  # of the figure
     plot: Callable[[Table, str], Figure] = plot_success  # (table, title) -> figure
     describe: Callable[[Table], str] = describe_maps  # (table) -> what is printed
+    players: Callable[[], Sequence] | None = None
 
 
 EXPERIMENTS = {
@@ -416,6 +461,24 @@ EXPERIMENTS = {
         "Imagined walks before each episode",
         rehearsal.plot_rehearsal,
         rehearsal.describe_rehearsal,
+    ),
+    "zero_shot": Experiment(
+        zero_shot.zero_shot,
+        zero_shot.histories,
+        TRAINING_MAPS,
+        "Before any training: does it expect again what its context has shown?",
+        zero_shot.plot,
+        zero_shot.describe,
+        zero_shot.subjects,
+    ),
+    "language_model": Experiment(
+        language_models,
+        language_model.lakes_of_settings,
+        PAPER_IN_DISTRIBUTION,
+        "A real language model beside the tiny Llama",
+        plot_settings,
+        describe_settings,
+        language_model.players,
     ),
 }
 

@@ -51,7 +51,7 @@ PROFILES = {
             maps=100, bootstrap=2_000, train_tokens=20_000_000, train_minutes=9.0, slice_tokens=640, slices=10,
         ),
         Profile(
-            name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-360M-Instruct", adapter=None, history="paper",
+            name="t4", device="gpu", base="HuggingFaceTB/SmolLM2-135M-Instruct", adapter=None, history="paper",
             quantization="nf4", maps=50, bootstrap=2_000, train_tokens=2_000_000, train_minutes=60.0,
             slice_tokens=4_096, slices=2,
         ),

@@ -588,6 +588,137 @@ def _half_cosine(progress: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.cos(np.pi * progress))
 
 
+# ------------------------------------------------------------------------------------- 05 a real language model
+
+
+@student_check
+def check_value_after_action(value_after_action: Callable[..., Tensor], seed: int) -> str:
+    """value_after_action(logits [4, V], goal, hole, scale, offset) -> Q [4]: the sigmoid of the scaled log-odds."""
+    draw = torch.Generator().manual_seed(seed)
+    for words in (7, 30):
+        logits = 4 * torch.randn(4, words, generator=draw) + 9
+        goal, hole = torch.randperm(words, generator=draw)[:2].tolist()
+        scale, offset = 0.25 + torch.rand(2, generator=draw).numpy().astype(float)
+        asked = f"value_after_action(logits of {words} words, goal={goal}, hole={hole}, {show(scale)}, {show(offset)})"
+        answer = ask(value_after_action, logits, goal, hole, float(scale), float(offset))
+        given = answer.tensor((4,), "One value for each of the four moves; row a of the logits stands behind move a.")
+        odds = (logits[:, goal] - logits[:, hole]).double()
+        mistakes = [
+            (scale * odds - offset, "This is z, before the link function: a value is its sigmoid, between 0 and 1."),
+            ((-scale * odds - offset).sigmoid(), "Holes come out on top: subtract hole's logit from goal's."),
+            ((scale * odds + offset).sigmoid(), "The offset is subtracted: little is worth anything yet."),
+            ((scale * (odds - offset)).sigmoid(), "Scale first, then subtract the offset."),
+            ((odds - offset).sigmoid(), "The log-odds are multiplied by the scale first."),
+            ((scale * logits[:, goal].double() - offset).sigmoid(), "This reads goal alone. Its logit is high wherever "
+             "a word of the game is due; how much higher than that of hole is what counts."),
+            (odds.sigmoid(), "Scale and offset are missing: z = scale * log-odds - offset."),
+            ((scale * odds - offset).softmax(0), "Values of moves are no probabilities of moves: no softmax over the "
+             "four, each has a sigmoid of its own."),
+        ]  # fmt: skip
+        otherwise = "Q(a) = sigmoid(scale * (logits[a, goal] - logits[a, hole]) - offset)."
+        compare_numbers(asked, given, (scale * odds - offset).sigmoid(), mistakes, otherwise, tolerance=1e-4)
+    return "the value of a move is how much likelier goal is than hole behind its word."
+
+
+@student_check
+def check_moves_to_ask(moves_to_ask: Callable[..., list[set[int]]], seed: int) -> str:
+    """moves_to_ask(tiles, actions, begins) -> for each decision the moves that need a branch there."""
+    rng = np.random.default_rng(seed)
+    cases = [
+        ([8, 9, 13], [RIGHT, DOWN, LEFT], [True, False, False]),
+        ([8, 8, 9], [UP, RIGHT, UP], [True, False, False]),
+        ([8, 9, 8, 9], [RIGHT, DOWN, RIGHT, UP], [True, False, True, False]),
+    ]
+    for _ in range(6):
+        n = int(rng.integers(6, 20))
+        tiles, actions = rng.integers(1, 5, n).tolist(), rng.integers(4, size=n).tolist()
+        cases.append((tiles, actions, [True, *(rng.random(n - 1) < 0.3).tolist()]))
+    for tiles, actions, begins in cases:
+        answer = ask(moves_to_ask, tiles, actions, begins)
+        given = [sorted(entry) if isinstance(entry, list) else entry for entry in answer.entries()]
+        mistakes = [
+            (_moves_to_ask(tiles, actions, begins, made=False), "The move that was made stands in the history itself "
+             "and is read there: it needs no branch."),
+            (_moves_to_ask(tiles, actions, begins, first=False), "Nothing leads to the first decision of an episode, "
+             "so nobody needs its maximum: ask nothing there."),
+            (_moves_to_ask(tiles, actions, begins, wall=False), "After a move that led nowhere (the same tile again) "
+             "the consistent backup needs the value of the same move only, not the maximum."),
+            (_moves_to_ask(tiles, actions, begins, across=True), "The tile before the first decision of an episode "
+             "belongs to another episode: that the tiles are equal says nothing."),
+        ]  # fmt: skip
+        compare(answer.asked, given, _moves_to_ask(tiles, actions, begins), mistakes, "One entry a decision: none "
+                "where an episode begins; after a wall the same move again, if it is not the one made; else the three "
+                "moves that were not made.")  # fmt: skip
+    return "three branches at most: what the history does not tell already, and where somebody needs it."
+
+
+def _moves_to_ask(tiles, actions, begins, made=True, first=True, wall=True, across=False) -> list[list[int]]:
+    """The right answer, and with a switch turned the mistakes."""
+    asked = []
+    for d in range(len(tiles)):
+        bumped = wall and d > 0 and tiles[d] == tiles[d - 1] and (across or not begins[d])
+        moves = {actions[d - 1]} if bumped else set(range(4))
+        if first and begins[d] and not (across and bumped):
+            moves = set()
+        asked.append(sorted(moves - {actions[d]} if made else moves))
+    return asked
+
+
+@student_check
+def check_trace_targets(trace_targets: Callable[..., Tensor], seed: int) -> str:
+    """trace_targets(reward, ended, value, greedy, gamma, trace) [D] -> Watkins' Q(lambda) targets [D]."""
+    draw = torch.Generator().manual_seed(seed)
+    by_hand = (
+        torch.tensor([False, False, True, False, False, True]),
+        torch.tensor([True, False, True, True, False, True]),
+    )
+    for n in (6, 12, 20):
+        ended, greedy = torch.rand(n, generator=draw) < 0.25, torch.rand(n, generator=draw) < 0.6
+        if n == 6:  # every mistake gives another answer
+            ended, greedy = by_hand
+        ended[-1] = True
+        reward = (ended & (torch.rand(n, generator=draw) < 0.6)).float()
+        value = 0.1 + 0.8 * torch.rand(n, generator=draw)
+        gamma, trace = 0.6, 0.9
+        asked = f"trace_targets({show(reward)}, {show(ended)}, {show(value)}, {show(greedy)}, {gamma}, {trace})"
+        answer = ask(trace_targets, reward, ended, value, greedy, gamma, trace)
+        given = answer.tensor((n,), "One target a decision.")
+
+        def targets(**switch):
+            return _trace_targets(reward, ended, value, greedy, gamma, trace, **switch)  # noqa: B023 (called at once)
+
+        mistakes = [
+            (targets(cut=False), "Where the move at d + 1 is not greedy the trace is cut: what followed it says "
+             "nothing about the best play, and the target is r + gamma * value[d + 1] alone."),
+            (targets(own=True), "The trace to d + 1 is kept if the move there is: greedy[d + 1], not greedy[d]."),
+            (targets(swapped=True), "The shares are exchanged: `trace` goes to the target of d + 1."),
+            (targets(end=False), "Behind an end there is nothing: the target is the reward alone."),
+            (targets(plain=True), "This is the one-step target; the trace mixes the target of d + 1 into it, so work "
+             "backwards from the last decision."),
+        ]  # fmt: skip
+        otherwise = (
+            "Backwards: y = r + gamma * ((1 - trace) * value[d + 1] + trace * y[d + 1]) if greedy[d + 1], else r + "
+            "gamma * value[d + 1]; r where ended."
+        )
+        compare_numbers(asked, given, targets(), mistakes, otherwise)
+    return "a goal is felt several moves before it in one step, as long as the moves were greedy."
+
+
+def _trace_targets(
+    reward, ended, value, greedy, gamma, trace, cut=True, own=False, swapped=False, end=True, plain=False
+):
+    """The right answer, and with a switch turned the mistakes."""
+    y = reward.double().clone()
+    share = 0.0 if plain else 1 - trace if swapped else trace
+    for d in range(len(y) - 2, -1, -1):
+        if end and ended[d]:
+            continue
+        keeps = bool(greedy[d if own else d + 1]) or not cut
+        mixed = (1 - share) * value[d + 1] + share * y[d + 1] if keeps else value[d + 1]
+        y[d] = reward[d] + gamma * mixed
+    return y
+
+
 # --------------------------------------------------------------------------------------------- 05 generalization
 
 

@@ -15,7 +15,7 @@
 # | **Exercises** | 25 minutes |
 # | **Run time** | smoke 40 s · cpu 11 min on two cores, 9 of them training (bounded by the clock) |
 # | **Peak memory** | 2 GB |
-# | **Downloads** | none; t4 0.7 GB, full 16 GB |
+# | **Downloads** | none |
 
 # %%
 import csv
@@ -37,8 +37,8 @@ from icrl_utils.plots.values import plot_calibration, plot_lines, plot_training_
 from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import interval
 
-real = get_profile()  # of the second half; the first is about the tiny Llama on every machine
-profile = real if real.history == "compact" else PROFILES["cpu"]
+profile = get_profile()
+profile = profile if profile.history == "compact" else PROFILES["cpu"]  # this notebook is about the tiny Llama
 small = profile.name == "smoke"
 history = HistoryFormat("compact")
 
@@ -603,196 +603,6 @@ plot_calibration(rows, title="Q of moves, sorted by what the history has shown a
 # has no exact value: there the network must guess, and what it guesses decides whether it explores.
 
 # %% [markdown]
-# ## 9 · The same loop on a real Llama
-#
-# Nothing in section 4 knows how large the model is. A Llama with a thousand times the weights goes through the same
-# `train`; what changes is what it takes to *fit*: the history is text in the `paper` format, since its tokenizer has no
-# words for tiles; the base is kept in 4 bits; and memory decides everything else.
-#
-# **What you see below.** Without a GPU (profiles `smoke` and `cpu`) the calls are made on a random Llama of a quarter
-# of a million weights, saved as Llama 3 is: that proves the code, and no success rate there means anything. In the
-# profiles `t4` and `full` the very same cells load a real one.
-#
-# **What we have not run:** these cells on Colab or on a T4, and DQN training of 8 billion weights. No figure in this
-# half comes from either.
-
-# %%
-from icrl_utils.llama.load import load_history, load_llama, save_small_llama
-
-is_real = real.history == "paper"
-checkpoint = real.base_path if is_real else save_small_llama(BUILD / "notebook-04" / "small-llama")
-device = None if is_real else "cpu"  # None: the GPU
-
-# %% [markdown]
-# The default of `t4`, SmolLM2-360M, has Llama's architecture, is not gated, and knows nothing of Llama 3's header
-# tokens: it gets the same messages as lines of plain text. To take **Meta's Llama** instead, accept its licence on the
-# model's page, run `hf auth login` in a terminal, and put its name into the cell above, for example `checkpoint =
-# "meta-llama/Llama-3.2-1B-Instruct"`. Gated weights, a checkpoint that is no Llama, a tokenizer that splits an action
-# word: all are refused by a message before any weights are downloaded (`tests/llama/test_load.py`).
-
-# %% [markdown]
-# ## 10 · A base in four bits
-#
-# NF4 (Dettmers et al. 2023) replaces each weight of the projections by the nearest of 16 levels, which lie at the
-# quantiles of a normal distribution because weights look like one. 64 weights share a scale, and the scales are
-# quantized too: 0.52 bytes a weight instead of 2. At every product a matrix is written out in the compute dtype and
-# thrown away again. That is affordable because nobody updates it: what learns are the two adapters, in float32.
-
-# %%
-text = load_history(checkpoint, "paper")
-model = add_adapters(load_llama(checkpoint, "nf4", device), rank=8)
-sizes_of = {}
-for name, parameter in model.named_parameters():
-    part_of = "target" if TARGET in name else "online" if "lora" in name else "base"
-    key = part_of, str(parameter.dtype).removeprefix("torch.")
-    sizes_of[key] = sizes_of.get(key, 0) + parameter.nbytes
-for (part_of, dtype), size in sizes_of.items():
-    print(f"{part_of:8s}{dtype:10s}{size / 1e6:10.3f} MB")
-
-# %% [markdown]
-# uint8 are the projections, two weights to a byte; embedding, norms and head keep the compute dtype. That is bfloat16
-# from Ampere on. A **T4 has none** and only emulates it (which `torch.cuda.is_bf16_supported()` calls supported), so it
-# computes in float16, whose range is a problem: gradients are small, and below $3 \cdot 10^{-8}$ there is only zero.
-# Hence *loss scaling*: multiply the loss, and with it every gradient, by a large number, and divide it out again in
-# float32, before the update. `train` does this where the GPU has no bfloat16 (`hardware.resolve_precision`).
-
-# %%
-gradient, factor = torch.tensor(2e-8), 2.0**16
-print("float16:", gradient.half().item(), " scaled:", ((gradient * factor).half().float() / factor).item())
-
-# %% [markdown]
-# How does a history look to this model, and where is Q read?
-
-# %%
-from icrl_utils.history.episodes import Episode
-
-past = text.render([Episode((8, 9, 13), (2, 1), "hole"), Episode((8,), ())])
-ids = text.tokenize(past)
-print(past, f"\n\n{len(ids)} tokens; decisions at", text.decisions(ids[None]).position[0, :2], "and at the end")
-player = Agent(model, text, QReadout(offset=0.0))
-print("z of left, down, right, up:", player.read(ids).round(1))
-
-# %% [markdown]
-# The level of these logits depends on the checkpoint: in the paper's Llama it seems to be near +22. Returns lie in [0,
-# 1], so our recipe first measures the mean at the decisions of one slice and counts the read-out's offset from there
-# (`centred`).
-
-# %% [markdown]
-# ## 11 · The memory plan
-#
-# Every term can be computed from shapes, before a download (`llama/memory.py`, one formula a property; test:
-# `test_prediction_is_within_a_tenth_of_the_measured_peak`, on the CPU). Five slices of 4,096 tokens at once, as in the
-# paper, with LoRA on Llama 3.1 8B in bfloat16:
-
-# %%
-from icrl_utils.llama.memory import GIB, plan
-
-llama = "meta-llama/Llama-3.1-8B-Instruct"
-print(plan(llama, slices=5, maps=8).table())
-
-# %% [markdown]
-# Most of it are activations, not weights. So the **out-of-memory ladder** begins there, with what costs least:
-#
-# 1. *Micro-batches*: forward and backward on a few slices at a time. The gradients add up, the update is the same
-#    (`test_micro_batches_and_checkpointing_make_the_update_of_the_whole_batch`).
-# 2. *Activation checkpointing*: keep the input of each layer only, and compute the layer again in the backward pass. It
-#    costs one more forward pass. With two adapters on one base there is a trap: the second computation uses the adapter
-#    that is active *then* (`test_backward_with_the_target_active_is_refused`).
-# 3. Then fewer maps at once, 4 bits, shorter slices (a shorter memory!), a smaller rank, a smaller model.
-
-# %%
-for measure, rung in plan(llama, slices=5, maps=8).ladder():
-    print(f"{rung.peak / GIB:8.1f} GiB with {measure}")
-
-# %% [markdown]
-# Each line keeps what the lines before it gave up. `train` makes the plan for your GPU by itself, *before* weights are
-# loaded, and where it does not fit, the message says which rung does. If the plan fits and memory runs out all the
-# same, something else sits on the GPU: restart the kernel, look at `nvidia-smi`. A T4 has 14.6 GiB:
-
-# %%
-from icrl_utils.llama.memory import check_memory
-
-try:
-    check_memory(plan(llama, slices=5, maps=8, dtype=torch.float16), int(14.6 * GIB))
-except ValueError as error:
-    print(str(error).splitlines()[0], str(error).splitlines()[-1], sep="\n...\n")
-
-# %% [markdown]
-# ## 12 · Two recipes
-#
-# `--recipe paper` sets what the paper and its code say, one by one (`test_the_papers_recipe_setting_by_setting`);
-# `ours`, the default, carries over what has worked on the tiny Llama. Where they differ:
-
-# %%
-from icrl_utils.training.configs import UNLIKE_THE_PAPER, recipe_table, train_options
-
-print(f"{'setting':24s}{'paper':>12s}{'ours':>12s}")
-for row in recipe_table():
-    if row["paper"] != row["ours"]:
-        print(f"{row['setting']:24s}{row['paper']:>12s}{row['ours']:>12s}")
-print("\nWhere --recipe paper leaves the paper on purpose:", *UNLIKE_THE_PAPER, sep="\n- ")
-
-# %% [markdown]
-# Read `ours` as a proposal: **we have not trained it at 8 billion weights.** The auxiliary loss and the permuted tile
-# numbers of the tiny Llama are missing in both columns; they need histories where a tile is one token.
-
-# %% [markdown]
-# ## 13 · Train
-#
-# The options of a profile, and then `train`, as in section 5. The same on the command line: `python -m icrl_utils train
-# --profile t4 --out build/t4`, with `--resume` after an interruption (on Colab let `out` lie on a mounted Google Drive:
-# its own disk goes with the session), and `accelerate launch -m icrl_utils train ...` for several GPUs.
-
-# %%
-import gc
-from dataclasses import replace
-
-quick = {"device": "cpu", "steps_per_chunk": 2, "log_every": 1, "eval_maps": 1, "eval_step_limit": 2}
-little = replace(PROFILES["t4"], base=str(checkpoint), slices=2, slice_tokens=256, train_tokens=4 * 512)
-options = train_options(real) | {"base": checkpoint} if is_real else train_options(little) | quick
-out = BUILD / "notebook-04" / f"real-{real.name}"
-config = TrainConfig(**options | {"minutes": real.train_minutes, "out": str(out)})
-print(f"{config.steps} steps of {config.slices} x {config.slice_tokens:,} tokens, in parts of {config.micro_tokens:,}")
-
-# %%
-model = player = None  # beside the model in training a GPU may have no room for a second one
-gc.collect()
-folder = train(config, resume=True)  # goes on where this cell was stopped before, in this session or an earlier one
-print(*(f"{row['step']:>5s} TD error {float(row['td_error']):.3f}" for row in read_log(folder)[-3:]), sep="\n")
-facts = json.loads((folder / "run.json").read_text())
-print("base in", facts["quantization"], "· precision", facts["precision"], "· read-out", facts["readout"])
-
-# %% [markdown]
-# The folder has the same files as every adapter of the course, and the same call makes an agent of it. The base stays
-# in 4 bits; the adapter is *not* merged into it, because the sum would be rounded to 16 levels again.
-
-# %%
-players = {"agent": load_agent(folder, device=device), "random": RandomPolicy()}
-some, most = (8, 100) if is_real else (2, 4)  # lakes, moves an episode
-for name, player in players.items():
-    played = rollout(player, development_maps("in_distribution", some), "paper", seed=1, step_limit=most)
-    print(f"{name:8s} success in the last ten episodes {played.success[:, -10:].mean():.2f}")
-
-# %% [markdown]
-# ## 14 · Share it, if you like
-#
-# The adapter is an ordinary peft adapter (1 MB for the tiny Llama, 70 MB for the default of `t4`), so peft's own
-# methods upload and load it. Nothing in the course needs the Hub. Send `run.json` along: it holds the read-out, without
-# which logits are not Q-values.
-
-# %%
-from huggingface_hub import upload_file
-from peft import PeftModel
-
-name = ""  # "you/frozen-lake" uploads (after `hf auth login`); empty: nothing leaves this machine
-shared = PeftModel.from_pretrained(load_llama(checkpoint, "nf4", device), folder)
-if name:
-    shared.push_to_hub(name)
-    upload_file(path_or_fileobj=folder / "run.json", path_in_repo="run.json", repo_id=name)
-    shared = PeftModel.from_pretrained(load_llama(checkpoint, "nf4", device), name)
-print("z:", Agent(shared.eval(), text, QReadout(**facts["readout"])).read(ids).round(2))
-
-# %% [markdown]
 # ## Recap
 #
 # - A world model is not an agent. It knows what follows; only reward tells what is worth following.
@@ -800,10 +610,8 @@ print("z:", Agent(shared.eval(), text, QReadout(**facts["readout"])).read(ids).r
 # - The whole loop is: fresh lakes, play, slices, two forward passes, TD targets, cross-entropy, update, Polyak.
 # - A schedule that ends at zero needs a number of steps that fits the clock: measure first, then train.
 # - Evidence for in-context learning is the distance to the memory-less twin at equal weights, not a rising curve.
-# - A real Llama takes the same loop. Four bits, checkpointing and micro-batches make it fit, and shapes alone tell
-#   whether it will.
 #
-# **Next:** notebook 05 asks how good the shipped agent is, against honest baselines and with honest intervals.
+# **Next:** notebook 05 does the same with a real language model.
 #
 # ## Further reading
 # - Hu et al. 2021, *LoRA: Low-rank adaptation of large language models*, arXiv 2106.09685.
@@ -812,4 +620,3 @@ print("z:", Agent(shared.eval(), text, QReadout(**facts["readout"])).read(ids).r
 # - Farebrother et al. 2024, *Stop regressing: training value functions via classification*, arXiv 2403.03950.
 # - Laskin et al. 2022, *In-context reinforcement learning with algorithm distillation*, arXiv 2210.14215: another way
 #   to an agent that learns in its context, by imitating learners.
-# - Dettmers et al. 2023, *QLoRA*, arXiv 2305.14314: adapters on a base in 4 bit.

@@ -574,6 +574,93 @@ WRONG["check_rate_factor"] = [
 ]  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------- 05 a real language model
+
+
+def value_after_action(logits, goal, hole, scale, offset, link=torch.sigmoid, sign=1, shift=-1):
+    return link(sign * scale * (logits[:, goal] - logits[:, hole]) + shift * offset)
+
+
+RIGHT["check_value_after_action"] = [
+    lambda x, g, h, s, o: 1 / (1 + torch.exp(-(s * (x[:, g] - x[:, h]) - o))),
+    lambda x, g, h, s, o: torch.stack([torch.sigmoid(s * (row[g] - row[h]) - o) for row in x.double()]),
+    lambda x, g, h, s, o: torch.sigmoid(s * (x.log_softmax(1)[:, g] - x.log_softmax(1)[:, h]) - o),
+]
+WRONG["check_value_after_action"] = [
+    (lambda *a: value_after_action(*a, link=lambda z: z), "This is z, before the link function"),
+    (lambda *a: value_after_action(*a, sign=-1), "Holes come out on top"),
+    (lambda *a: value_after_action(*a, shift=1), "The offset is subtracted"),
+    (lambda x, g, h, s, o: torch.sigmoid(s * (x[:, g] - x[:, h] - o)), "Scale first"),
+    (lambda x, g, h, s, o: torch.sigmoid(x[:, g] - x[:, h] - o), "multiplied by the scale"),
+    (lambda x, g, h, s, o: torch.sigmoid(s * x[:, g] - o), "This reads goal alone"),
+    (lambda x, g, h, s, o: torch.sigmoid(x[:, g] - x[:, h]), "Scale and offset are missing"),
+    (lambda *a: value_after_action(*a, link=lambda z: z.softmax(0)), "no softmax over the four"),
+    (lambda x, g, h, s, o: torch.sigmoid(s * (x[g] - x[h]) - o) if g < 4 and h < 4 else x, "One value for each"),
+]
+
+
+def moves_to_ask(tiles, actions, begins, **switch):
+    return [set(moves) for moves in checks._moves_to_ask(tiles, actions, begins, **switch)]
+
+
+def moves_by_hand(tiles, actions, begins):
+    found = []
+    for d, action in enumerate(actions):
+        if begins[d]:
+            found.append([])
+        elif tiles[d - 1] == tiles[d]:
+            found.append([] if actions[d - 1] == action else [actions[d - 1]])
+        else:
+            found.append([move for move in (3, 2, 1, 0) if move != action])
+    return found
+
+
+RIGHT["check_moves_to_ask"] = [
+    moves_by_hand,
+    lambda *a: (frozenset(moves) for moves in moves_by_hand(*a)),
+    lambda *a: [np.array(sorted(moves), dtype=int) for moves in moves_by_hand(*a)],
+]
+WRONG["check_moves_to_ask"] = [
+    (lambda *a: moves_to_ask(*a, made=False), "it needs no branch"),
+    (lambda *a: moves_to_ask(*a, first=False), "ask nothing there"),
+    (lambda *a: moves_to_ask(*a, wall=False), "consistent backup needs the value of the same move only"),
+    (lambda *a: moves_to_ask(*a, across=True), "belongs to another episode"),
+    (lambda tiles, actions, begins: [set() for _ in tiles], "One entry a decision"),
+    (lambda tiles, actions, begins: [set(range(4)) for _ in tiles], "One entry a decision"),
+]
+
+
+def trace_targets(*inputs, **switch):
+    return checks._trace_targets(*inputs, **switch)
+
+
+def trace_forwards(reward, ended, value, greedy, gamma, trace):
+    """Each target by itself, from the decisions behind it."""
+
+    def target(d):
+        if ended[d] or d == len(reward) - 1:
+            return float(reward[d])
+        rest = (1 - trace) * float(value[d + 1]) + trace * target(d + 1) if greedy[d + 1] else float(value[d + 1])
+        return float(reward[d]) + gamma * rest
+
+    return torch.tensor([target(d) for d in range(len(reward))])
+
+
+RIGHT["check_trace_targets"] = [
+    trace_forwards,
+    lambda *a: trace_forwards(*a).double().requires_grad_(),
+    lambda *a: trace_targets(*a).float(),
+]
+WRONG["check_trace_targets"] = [
+    (lambda *a: trace_targets(*a, cut=False), "the trace is cut"),
+    (lambda *a: trace_targets(*a, own=True), "greedy[d + 1], not greedy[d]"),
+    (lambda *a: trace_targets(*a, swapped=True), "The shares are exchanged"),
+    (lambda *a: trace_targets(*a, end=False), "the target is the reward alone"),
+    (lambda *a: trace_targets(*a, plain=True), "one-step target"),
+    (lambda *a: trace_targets(*a)[:-1], "One target a decision"),
+]
+
+
 # --------------------------------------------------------------------------------------------- 05 generalization
 
 

@@ -1,4 +1,4 @@
-"""Lessons 05 and 07: experiments, their tables and figures, what an agent knows, and how it computes it.
+"""Lessons 06 and 07: experiments, their tables and figures, what an agent knows, and how it computes it.
 
 Files in the order of reading: `tables`, `experiments`, `calibration`, `handoff`, `made_up`, `inside`, `surgery`,
 `rehearsal`.

@@ -156,7 +156,7 @@ def picture_04() -> Figure:
 
 
 @styled
-def picture_05() -> Figure:
+def picture_06() -> Figure:
     """Kinds of unseen: a new lake, a larger one, one that changes, one known in two halves."""
     larger = LakeMap(("FFFFHF", "SFHFFF", "FFFFHF", "HFFFFF", "FFHFSF", "FGFFFH"))
     other = LakeMap(("SFFF", "HFHF", "FFFH", "GFFF"))
@@ -213,8 +213,8 @@ def _tokens(
 
 
 PICTURES = {
-    f"notebook_0{i}.png": draw
-    for i, draw in enumerate((picture_00, picture_01, picture_02, picture_03, picture_04, picture_05))
+    f"notebook_{draw.__name__[-2:]}.png": draw
+    for draw in (picture_00, picture_01, picture_02, picture_03, picture_04, picture_06)
 }
 
 

@@ -19,7 +19,7 @@
 #
 # The course in one line: here you watch the effect; [01](01_environment_and_history.ipynb) turns a game into text,
 # [02](02_q_values_from_logits.ipynb) reads values out of a Llama, [03](03_replay_and_target_networks.ipynb) and
-# [04](04_lora_dqn_training.ipynb) train them, [05](05_generalization.ipynb) asks how far it carries.
+# [04](04_lora_dqn_training.ipynb) train them, [06](06_generalization.ipynb) asks how far it carries.
 
 # %% [markdown]
 # ## Is everything in place?
@@ -148,7 +148,7 @@ plot_trajectories(lake, paths, known)
 
 # %% [markdown]
 # Expected: a walk by chance first; in the end the goal, often on the shortest way. It does not always get there: on 500
-# lakes it fails in about one of a hundred of its last ten episodes (notebook 05), and what it still does wrong is as
+# lakes it fails in about one of a hundred of its last ten episodes (notebook 06), and what it still does wrong is as
 # interesting as what it does right. The claim was that no weight has moved. Check it:
 
 # %%

@@ -803,7 +803,7 @@ print("z:", Agent(shared.eval(), text, QReadout(**facts["readout"])).read(ids).r
 # - A real Llama takes the same loop. Four bits, checkpointing and micro-batches make it fit, and shapes alone tell
 #   whether it will.
 #
-# **Next:** notebook 05 asks how good the shipped agent is, against honest baselines and with honest intervals.
+# **Next:** notebook 06 asks how good the shipped agent is, against honest baselines and with honest intervals.
 #
 # ## Further reading
 # - Hu et al. 2021, *LoRA: Low-rank adaptation of large language models*, arXiv 2106.09685.

@@ -588,7 +588,7 @@ def _half_cosine(progress: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.cos(np.pi * progress))
 
 
-# --------------------------------------------------------------------------------------------- 05 generalization
+# --------------------------------------------------------------------------------------------- 06 generalization
 
 
 @student_check

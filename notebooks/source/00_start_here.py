@@ -200,7 +200,7 @@ plot_learning_curves(records, title="The same weights, with and without memory",
 # few lakes). Then the agent leaves the others behind. The memory-less one knows lakes in general and remembers the
 # episode it is in, but every episode it begins anew, and so it stays where that carries it: on the lakes where its one
 # habit happens to lead to the goal. On these 25 lakes that can hardly be told from luck; on 500 it reaches .29, and the
-# die .16. In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.
+# die .16. In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 06 has 500.
 #
 # ## A trap: what does the curve have to be compared with?
 #
@@ -277,7 +277,7 @@ for name, r in records.items():
 
 # %% [markdown]
 # Expected: the agent has the fewest. If it is not zero, you have found a flaw of our agent: it read the death and
-# walked into it all the same. Improving such figures is what notebooks 03 to 05 are about.
+# walked into it all the same. Improving such figures is what notebooks 03, 04 and 06 are about.
 #
 # ## Now you
 #
@@ -304,7 +304,7 @@ for number, episode in enumerate(game.opponent):
 
 # %% [markdown]
 # On other lakes you might see it walk to and fro for a while before it goes on. Exploring well is harder than using
-# what is known, for this agent and for the paper's. Did you explore better? Notebook 05 measures it.
+# what is known, for this agent and for the paper's. Did you explore better? Notebook 06 measures it.
 #
 # ## Recap
 #

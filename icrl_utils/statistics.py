@@ -82,6 +82,36 @@ def episodes_to_first_success(success: np.ndarray) -> np.ndarray:
     return np.where(success.any(1), success.argmax(1) + 1, success.shape[1] + 1)
 
 
+def episodes_to_first_streak(success: np.ndarray, length: int = 2) -> np.ndarray:
+    """int64 [n]: the number, from 1, of the episode that begins the first ``length`` successes in a row; E + 1 (a lower
+    bound) where E episodes have none. Success is bool [n, E]."""
+    success = np.asarray(success, bool)
+    windows = np.lib.stride_tricks.sliding_window_view(success, length, axis=1).all(axis=2)
+    return np.where(windows.any(1), windows.argmax(1) + 1, success.shape[1] + 1)
+
+
+def never_solved(success: np.ndarray) -> np.ndarray:
+    """bool [n, E]: no episode up to this one has succeeded. Success is bool [n, E]."""
+    return ~np.logical_or.accumulate(np.asarray(success, bool), axis=1)
+
+
+def new_pairs(tiles: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """int64 [n, E]: the (tile, action) pairs tried in the episode that no earlier episode of the map had tried.
+
+    Args:
+        tiles: int [n, E, T + 1], where the agent stood; actions: int [n, E, T], -1 behind an episode's end.
+    """
+    n, episodes, _ = actions.shape
+    tried = np.zeros((n, int(tiles.max()) + 1, 4), bool)
+    new = np.zeros((n, episodes), np.int64)
+    for e in range(episodes):
+        row, step = np.nonzero(actions[:, e] >= 0)
+        before = tried.sum(axis=(1, 2))
+        tried[row, tiles[row, e, step], actions[row, e, step]] = True
+        new[:, e] = tried.sum(axis=(1, 2)) - before
+    return new
+
+
 def retention(success: np.ndarray) -> Ratio:
     """P(success | the episode before was a success): episodes 2..E of each map. Success is bool [n, E]."""
     success = np.asarray(success, bool)

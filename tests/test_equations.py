@@ -297,10 +297,10 @@ def test_04_learning_rate():
         assert learning_rate_factor(step, config) == pytest.approx(by_hand, abs=1e-12)
 
 
-# --------------------------------------------------------------------------------------------- 05 generalization
+# --------------------------------------------------------------------------------------------- 06 generalization
 
 
-def test_05_interval():
+def test_06_interval():
     """The middle 95 % of means over n lakes drawn with replacement, drawn one by one."""
     rng = np.random.default_rng(0)
     x = rng.beta(0.5, 0.5, 60)

@@ -18,8 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation import handoff, inside, language_model, made_up, rehearsal, surgery, zero_shot
-from icrl_utils.evaluation.tables import KINDS, Table
+from icrl_utils.evaluation import (
+    changing,
+    handoff,
+    inside,
+    language_model,
+    made_up,
+    rehearsal,
+    stitching,
+    surgery,
+    zero_shot,
+)
+from icrl_utils.evaluation.tables import KINDS, Table, by_policy, describe
 from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.games import GAMES, HeldOutLakes
 from icrl_utils.lake.held_out import held_out_maps
@@ -33,6 +43,7 @@ from icrl_utils.lake.maps import (
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.paths import ASSETS, BUILD, check_writable, write_csv
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.play.forgetful import RecentRMaxPolicy, ToldRMaxPolicy
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.play.rollout import rollout
@@ -164,21 +175,6 @@ def by_law(table: Table) -> dict[str, Table]:
     return {law: {name: table[name][table["law"] == law] for name in COLUMNS} for law in laws}
 
 
-def by_policy(table: Table, column: str = "success") -> dict[str, np.ndarray]:
-    """policy -> float64 [training seeds, maps, episodes], in the order of the table."""
-    result = {}
-    for policy in dict.fromkeys(table["policy"].tolist()):
-        rows = table["policy"] == policy
-        shape = [len(np.unique(table[key][rows])) for key in ("training_seed", "map", "episode")]
-        if np.prod(shape) != rows.sum():
-            raise ValueError(
-                f"table holds {rows.sum()} rows of {policy!r}, not {shape} seeds x maps x episodes; remake it."
-            )
-        order = np.lexsort([table[key][rows] for key in ("episode", "map", "training_seed")])
-        result[policy] = table[column][rows][order].reshape(shape).astype(float)
-    return result
-
-
 def summary(table: Table, episodes: slice = slice(-10, None)) -> list[dict]:
     """Per policy the metrics of ``statistics`` with 95 % intervals over maps, averaged over training seeds.
 
@@ -283,9 +279,7 @@ def run_experiment(name: str, profile: Profile | None = None, seed: int = 0, wri
     path = results_path(name, (ASSETS if write else BUILD) / "results")
     check_writable(path.parent, "results")
     experiment = EXPERIMENTS[name]
-    players = (
-        experiment.players() if experiment.players else [*shipped_agents(profile.adapter), *baselines(experiment.law)]
-    )
+    players = experiment.players(profile.adapter, experiment.law)
     maps = experiment.maps(profile.maps if is_smoke else None)
     table = experiment.play(players, maps, seed=seed, progress=True)
     write_table(path, table)
@@ -302,32 +296,33 @@ def shipped_agents(adapter: str) -> list[Policy]:
     return [load_agent(main), *others, load_agent(main, memory=False)]
 
 
+def crossing_agents() -> list[Policy]:
+    """The agents trained on slices that cross from one map to another (``assets/adapters/crossing*``), if any."""
+    folders = sorted(file.parent for file in (ASSETS / "adapters").glob("crossing*/adapter_config.json"))
+    return [load_agent(folder, name="agent, crossing slices") for folder in folders]
+
+
+def everybody(adapter: str, law: MapDistribution) -> list[Policy]:
+    """All shipped agents and all baselines."""
+    return [*shipped_agents(adapter), *baselines(law)]
+
+
+def players_of_changes(adapter: str, law: MapDistribution) -> list[Policy]:
+    """The shipped agents, those trained across changes, and learners that forget never, after ten episodes, or when
+    they are told."""
+    learners: list[Policy] = [TabularPolicy(1.0), RMaxPolicy(), RecentRMaxPolicy(), ToldRMaxPolicy()]
+    return [*shipped_agents(adapter), *crossing_agents(), *learners, OraclePolicy()]
+
+
+def players_of_stitching(adapter: str, law: MapDistribution) -> list[Policy]:
+    """The shipped agents and all baselines that can believe in walks that no lake allows."""
+    return [*shipped_agents(adapter), RandomPolicy(), TabularPolicy(), TabularPolicy(1.0), RMaxPolicy()]
+
+
 def baselines(law: MapDistribution) -> list[Policy]:
     """Fresh ones; only posterior sampling knows the ``law`` that the maps come from."""
     learners: list[Policy] = [TabularPolicy(), TabularPolicy(1.0), RMaxPolicy(), PosteriorSamplingPolicy(law)]
     return [RandomPolicy(), *learners, OraclePolicy()]
-
-
-def describe(rows: list[dict]) -> str:
-    """A summary as a text table, narrow enough for a notebook: estimates and 95 % intervals, three digits each."""
-    metrics = [name for name, value in rows[0].items() if isinstance(value, Interval)]
-    cells = [[_three_numbers(row[name]) for name in metrics] for row in rows]
-    widths = [max(15, 1 + max(map(len, column))) for column in zip(*cells, strict=True)]
-    lines = []
-    for label, line in [("policy", metrics), *zip([row["policy"] for row in rows], cells, strict=True)]:
-        lines.append(f"{label:<21}" + "".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _three_numbers(value: Interval) -> str:
-    """.974 .968-.979, and with a word between them where one is negative: -.050 -.100 to .000"""
-    estimate, low, high = (_three_digits(float(x)) for x in value)
-    return f"{estimate} {low}{' to ' if '-' in low + high else '-'}{high}"
-
-
-def _three_digits(x: float) -> str:
-    """.003, .974, -.05, 1.00, 10.5"""
-    return f"{x:z.3f}".replace("0.", ".", 1) if abs(x) < 0.9995 else f"{x:#.3g}"
 
 
 def describe_maps(table: Table) -> str:
@@ -376,7 +371,7 @@ def plot_success_by_law(table: Table, title: str) -> Figure:
 
 
 class Experiment(NamedTuple):
-    """A row of the table of experiments. Its players are all shipped agents and all baselines, or those it names."""
+    """A row of the table of experiments."""
 
     play: Callable[..., Table]  # (players, maps, seed, progress) -> table; it says the schedule
     maps: Callable[[int | None], object]  # the first n of the maps that ``play`` takes; None: all of them
@@ -384,7 +379,7 @@ class Experiment(NamedTuple):
     title: str  # of the figure
     plot: Callable[[Table, str], Figure] = plot_success  # (table, title) -> figure
     describe: Callable[[Table], str] = describe_maps  # (table) -> what is printed
-    players: Callable[[], Sequence] | None = None
+    players: Callable[[str, MapDistribution], list[Policy]] = everybody  # (adapter, law) -> policies
 
 
 EXPERIMENTS = {
@@ -413,6 +408,24 @@ EXPERIMENTS = {
         "Other games, the same weights (the player decides from the first move on)",
         plot_success_by_law,
         describe_laws,
+    ),
+    "changing_lake": Experiment(
+        changing.changing_lake,
+        lambda n: changing.exchanges(n=changing.CHANGES_EACH if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "The lake is exchanged after 30 of 60 episodes, without notice",
+        changing.plot_changing,
+        changing.describe_changes,
+        players_of_changes,
+    ),
+    "stitching": Experiment(
+        stitching.stitching,
+        lambda n: stitching.crossings_of_every_kind(n=stitching.CROSSINGS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Two walks were shown that share one tile: are they joined?",
+        stitching.plot_stitching,
+        stitching.describe_stitching,
+        players_of_stitching,
     ),
     "hand_off": Experiment(
         handoff.hand_off,
@@ -469,7 +482,7 @@ EXPERIMENTS = {
         "Before any training: does it expect again what its context has shown?",
         zero_shot.plot,
         zero_shot.describe,
-        zero_shot.subjects,
+        lambda adapter, law: zero_shot.subjects(),
     ),
     "language_model": Experiment(
         language_models,

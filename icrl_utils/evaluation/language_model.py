@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icrl_utils.lake.held_out import held_out_maps
-from icrl_utils.lake.maps import LakeMap
+from icrl_utils.lake.maps import LakeMap, MapDistribution
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.llama.words_agent import load_words_agent
 from icrl_utils.paths import ASSETS, BUILD, LANGUAGE_MODEL
@@ -42,7 +42,7 @@ def lakes_of_settings(n: int | None = None) -> dict[str, list[LakeMap]]:
     return {name: held_out_maps(setting.lakes)[: LAKES if n is None else n] for name, setting in SETTINGS.items()}
 
 
-def players() -> list[Policy]:
+def players(adapter: str, law: MapDistribution) -> list[Policy]:
     """The language model at every stage, the tiny Llama, and baselines that know as little about lakes.
 
     Raises FileNotFoundError where the adapter of stage one is missing, which is not shipped.
@@ -57,7 +57,7 @@ def players() -> list[Policy]:
         load_agent(SHIPPED, memory=False, name=MEMORY_LESS),
         load_agent(STAGE_ONE, name=PREDICTING),
         load_words_agent(LANGUAGE_MODEL, name=UNTOUCHED, temperature=0.5),
-        load_agent(ASSETS / "adapters" / "dqn", name="tiny Llama"),
+        load_agent(ASSETS / "adapters" / adapter, name="tiny Llama"),
         RandomPolicy(),
         TabularPolicy(),
         TabularPolicy(1.0),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from icrl_utils.statistics import Interval
+
 Table = dict[str, np.ndarray]
 KINDS: dict[str, type] = {  # of the columns that tables of single questions have beside those of `experiments`
     "sizes": str,  # of the lakes, for example "3 to 5"
@@ -24,6 +26,9 @@ KINDS: dict[str, type] = {  # of the columns that tables of single questions hav
     "walks": int,  # imagined ones before an episode
     "filler": str,  # what the imagined walks tell
     "q": float,
+    "old_moves": int,  # that only the lake before the change would justify
+    "context": str,  # which walks were shown
+    "crossing": int,  # what was done there, see `stitching`
 }
 
 
@@ -59,3 +64,40 @@ def per_map(table: Table, names: Sequence[str], value: str) -> dict[tuple, np.nd
         key = list(numbers)[int((count == 0).any(1).argmax())]
         raise ValueError(f"table has no row of {dict(zip(names, key, strict=True))} on some of {n} maps; remake it.")
     return dict(zip(numbers, total / count, strict=True))
+
+
+def by_policy(table: Table, column: str = "success") -> dict[str, np.ndarray]:
+    """policy -> float64 [training seeds, maps, episodes], in the order of the table."""
+    result = {}
+    for policy in dict.fromkeys(table["policy"].tolist()):
+        rows = table["policy"] == policy
+        shape = [len(np.unique(table[key][rows])) for key in ("training_seed", "map", "episode")]
+        if np.prod(shape) != rows.sum():
+            raise ValueError(
+                f"table holds {rows.sum()} rows of {policy!r}, not {shape} seeds x maps x episodes; remake it."
+            )
+        order = np.lexsort([table[key][rows] for key in ("episode", "map", "training_seed")])
+        result[policy] = table[column][rows][order].reshape(shape).astype(float)
+    return result
+
+
+def describe(rows: list[dict]) -> str:
+    """A summary as a text table, narrow enough for a notebook: estimates and 95 % intervals, three digits each."""
+    metrics = [name for name, value in rows[0].items() if isinstance(value, Interval)]
+    cells = [[_three_numbers(row[name]) for name in metrics] for row in rows]
+    widths = [max(15, 1 + max(map(len, column))) for column in zip(*cells, strict=True)]
+    lines = []
+    for label, line in [("policy", metrics), *zip([row["policy"] for row in rows], cells, strict=True)]:
+        lines.append(f"{label:<21}" + "".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _three_numbers(value: Interval) -> str:
+    """.974 .968-.979, and with a word between them where one is negative: -.050 -.100 to .000"""
+    estimate, low, high = (_three_digits(float(x)) for x in value)
+    return f"{estimate} {low}{' to ' if '-' in low + high else '-'}{high}"
+
+
+def _three_digits(x: float) -> str:
+    """.003, .974, -.05, 1.00, 10.5"""
+    return f"{x:z.3f}".replace("0.", ".", 1) if abs(x) < 0.9995 else f"{x:#.3g}"

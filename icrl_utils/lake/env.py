@@ -241,6 +241,22 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
             actions = np.where(unknown, 0, actions)  # ignored: these maps begin a new episode in this step
         return actions
 
+    def exchange(self, rows: np.ndarray, maps: Sequence[TileGame]) -> None:
+        """From their next episode on the rows (int [k]) play ``maps`` instead; their random streams go on.
+
+        Raises:
+            RuntimeError: an episode of one of the rows is still running.
+        """
+        rows = np.arange(self.num_envs)[rows]
+        if not self._keys.size or not self._over[rows].all():
+            raise RuntimeError("exchange() while an episode is running: call it when the last step has ended it.")
+        tile = self._place - self._first
+        tile[rows] = 0  # not read any more: the next step begins an episode
+        for row, game in zip(rows, checked_maps(maps), strict=True):
+            self.maps[row] = game
+        self._use(LakeTables(self.maps))
+        self._place = self._first + tile
+
     def keep(self, rows: np.ndarray) -> None:
         """Go on with the maps ``rows`` (int [k]) only; their episodes and random streams do not change."""
         rows = np.arange(self.num_envs)[rows]

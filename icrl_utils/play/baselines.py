@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from icrl_utils.history.episodes import GOAL, HOLE, RESET
+from icrl_utils.history.episodes import GOAL, HOLE, RESET, RUNNING
 from icrl_utils.lake.maps import LakeTables, TileGame
 from icrl_utils.play.policy import Dice, Step, check_started
 from icrl_utils.play.tabular import TabularQ
@@ -82,7 +82,8 @@ class RMaxPolicy:
 
         d(tile) = 1 + min over tried actions of d(next tile),   and d = infinity beyond a hole.
 
-    It takes it that a move always leads to the same tile. Where it does not, it believes what it saw last.
+    It takes it that a move always leads to the same tile, and that a tile ends every episode or none. Where that is
+    not so, it believes what it saw last.
     """
 
     name = "R-max"
@@ -103,11 +104,12 @@ class RMaxPolicy:
         n = np.arange(len(step.tile))
         moved = np.flatnonzero(step.action != RESET)
         at = moved, self._tile[moved], step.action[moved]
-        is_new = self._next[at] != step.tile[moved]
+        end = np.where((step.outcome == GOAL) | (step.outcome == HOLE), step.outcome, RUNNING)
+        is_new = self._ends[n, step.tile] != end
+        is_new[moved] |= self._next[at] != step.tile[moved]
         self._next[at] = step.tile[moved]
-        ended = np.flatnonzero((step.outcome == GOAL) | (step.outcome == HOLE))
-        self._ends[ended, step.tile[ended]] = step.outcome[ended]
-        self._plan(moved[is_new])
+        self._ends[n, step.tile] = end
+        self._plan(np.flatnonzero(is_new))
         self._tile = step.tile
         to_goal, to_new = self._to_goal[n, step.tile], self._to_new[n, step.tile]
         knows_goal = to_goal.min(axis=1, keepdims=True) < self._FAR
@@ -154,6 +156,12 @@ class OraclePolicy:
     def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:
         self._dice = Dice(rngs, 4)
         self._optimal = LakeTables(maps).optimal
+
+    def exchange(self, rows: np.ndarray, maps: Sequence[TileGame]) -> None:
+        check_started(self, self._dice)
+        optimal = LakeTables(maps).optimal
+        self._optimal[rows] = False
+        self._optimal[rows, : optimal.shape[1]] = optimal
 
     def act(self, step: Step) -> np.ndarray:
         dice = check_started(self, self._dice)

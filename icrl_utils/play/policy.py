@@ -28,6 +28,9 @@ class Step(NamedTuple):
 
 
 class Policy(Protocol):
+    """What everybody has who plays. Only who is to be told when games are exchanged (the oracle must be) has a fourth
+    method, ``exchange(rows, maps)``: from their next episode on the histories ``rows``, int64, play ``maps``."""
+
     name: str
 
     def start(self, maps: Sequence[TileGame], rngs: list[np.random.Generator]) -> None:

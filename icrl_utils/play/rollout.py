@@ -7,7 +7,7 @@ luck, whatever they do and however the maps are batched: their differences are p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from icrl_utils.lake.env import STEP_LIMIT, FrozenLakeVectorEnv
 from icrl_utils.lake.maps import TileGame, checked_maps
 from icrl_utils.play.policy import Policy, Step
 from icrl_utils.ranges import LARGEST_INT16, checked_seed, whole_number
+
+Changes = Mapping[int, Sequence[TileGame]]  # first episode -> the games that are played from it on
 
 PAPER_SCHEDULE = np.concatenate([np.arange(10).repeat(2) / 10, np.ones(10)])
 
@@ -91,7 +93,7 @@ class Records:
     """
 
     policy: str
-    maps: list[TileGame]
+    maps: list[TileGame]  # the first of each history, where games are exchanged
     epsilon: np.ndarray  # float64 [episodes]: probability that the policy acted
     seed: int
     outcome: np.ndarray  # uint8 [n, episodes]: GOAL, HOLE or LIMIT
@@ -124,6 +126,9 @@ def rollout(
     batch_maps: int | None = None,
     step_limit: int = STEP_LIMIT,
     progress: bool = False,
+    *,
+    changes: Changes | None = None,
+    shown: Sequence[Sequence[Episode]] | None = None,
 ) -> Records:
     """Let ``policy`` play the same number of episodes on every map, its history running on from episode to episode.
 
@@ -133,6 +138,10 @@ def rollout(
         seed: start tiles, coins and random actions; the same for every policy. Not the seed of the maps.
         batch_maps: lakes played at once; by default what the policy asks for (an agent: what fits its cache budget).
         step_limit: an episode is cut off after this many steps (gymnasium's FrozenLake-v1: 100).
+        changes: first episode -> one game a history, played from that episode on instead of the game before. Nobody is
+            told but a policy that has a method ``exchange``, see ``Policy``.
+        shown: for each history the episodes that it begins with: the policy is told them step by step, as if it had
+            played them, before its first episode. They are no part of the records, and need not be possible.
     Returns:
         Records of all maps and episodes.
     Raises:
@@ -142,6 +151,8 @@ def rollout(
     epsilon = epsilon_schedule(schedule, episodes)
     step_limit = whole_number("step_limit", step_limit, 1, LARGEST_INT16)
     n, episodes = len(games), len(epsilon)
+    changes = _checked_changes(changes, n, episodes)
+    stories = _as_steps(shown, [games, *changes.values()])
     if batch_maps is None:
         batch_maps = getattr(policy, "batch_maps", n)  # an agent knows how many it has memory for
     batch_maps = whole_number("batch_maps", batch_maps, 1)
@@ -155,17 +166,91 @@ def rollout(
         actions=np.full((n, episodes, step_limit), -1, np.int8),
     )  # fmt: skip
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
-        for first in range(0, n, batch_maps):
-            rows = np.arange(first, min(first + batch_maps, n))
-            policy.start([games[row] for row in rows], [np.random.default_rng([seed, 3, int(row)]) for row in rows])
-            _play(policy, rows, luck, records, step_limit, bar)
+        # Histories are played in lock-step: those of a batch have been shown equally many steps.
+        length = np.array([len(story) for story in stories])
+        for same in (np.flatnonzero(length == value) for value in np.unique(length)):
+            for first in range(0, len(same), batch_maps):
+                rows = same[first : first + batch_maps]
+                _start(policy, rows, games, changes, [np.random.default_rng([seed, 3, int(row)]) for row in rows])
+                for told in zip(*(stories[row] for row in rows), strict=True):
+                    action, tile, outcome = np.array(told).T
+                    policy.act(Step(action, tile, outcome.astype(np.uint8)))
+                _play(policy, rows, luck, records, changes, step_limit, bar)
     return records
 
 
-def _play(policy: Policy, rows: np.ndarray, luck: Luck, records: Records, step_limit: int, bar: tqdm) -> None:
-    """Play the maps ``rows`` (consecutive) to their last episode and write what happened into ``records``."""
-    env = FrozenLakeVectorEnv([records.maps[row] for row in rows], step_limit=step_limit)
-    tile, _ = env.reset(seed=luck.env_seed + int(rows[0]))
+def _checked_changes(changes: Changes | None, n: int, episodes: int) -> dict[int, list[TileGame]]:
+    checked = {}
+    for first, games in sorted((changes or {}).items()):
+        checked[whole_number("changes' episode", first, 1, episodes - 1)] = checked_maps(games, f"changes[{first}]")
+        if len(checked[first]) != n:
+            raise ValueError(f"changes[{first}] holds {len(games)} games for {n} maps: pass one for each.")
+    return checked
+
+
+def _as_steps(
+    shown: Sequence[Sequence[Episode]] | None, games: Sequence[Sequence[TileGame]]
+) -> list[list[tuple[int, int, int]]]:
+    """For each history what its policy is told before play, as (action, tile, outcome)."""
+    n = len(games[0])
+    if shown is None:
+        return [[]] * n
+    if len(shown) != n:
+        raise ValueError(f"shown holds {len(shown)} histories for {n} maps: pass a list of episodes for each.")
+    stories = []
+    for row, episodes in enumerate(shown):
+        story = []
+        tiles = max(part[row].n_tiles for part in games)
+        for episode in episodes:
+            known = [tile for tile in episode.tiles if tile is not None]
+            if len(known) < len(episode.tiles) or episode.outcome is None or max(known) >= tiles:
+                raise ValueError(
+                    f"shown[{row}] holds {episode}: give finished episodes with all their tiles, of numbers below "
+                    f"{tiles}, as many as the game has."
+                )
+            outcomes = [RUNNING] * (episode.steps - 1) + [OUTCOMES.index(episode.outcome)]
+            story.append((RESET, known[0], RUNNING))
+            story.extend(zip(episode.actions, known[1:], outcomes, strict=True))
+        stories.append(story)
+    return stories
+
+
+def _start(
+    policy: Policy,
+    rows: np.ndarray,
+    games: Sequence[TileGame],
+    changes: Mapping[int, Sequence[TileGame]],
+    rngs: list[np.random.Generator],
+) -> None:
+    """Begin the histories ``rows``. Learners must have room for the largest game that is still to come."""
+    largest = [max((part[row] for part in (games, *changes.values())), key=lambda game: game.n_tiles) for row in rows]
+    policy.start(largest, rngs)
+    if changes:
+        _tell(policy, np.arange(len(rows)), [games[row] for row in rows])
+
+
+def _tell(policy: Policy, rows: np.ndarray, games: Sequence[TileGame]) -> None:
+    """Tell a policy that wants to know which games its ``rows`` play from their next episode on."""
+    if exchange := getattr(policy, "exchange", None):
+        exchange(rows, games)
+
+
+def _play(
+    policy: Policy,
+    rows: np.ndarray,
+    luck: Luck,
+    records: Records,
+    changes: Mapping[int, Sequence[TileGame]],
+    step_limit: int,
+    bar: tqdm,
+) -> None:
+    """Play the maps ``rows`` (increasing) to their last episode and write what happened into ``records``."""
+    first = int(rows[0])
+    env = FrozenLakeVectorEnv(records.maps[first : rows[-1] + 1], step_limit=step_limit)
+    tile, _ = env.reset(seed=luck.env_seed + first)
+    if len(tile) > len(rows):
+        env.keep(rows - first)
+        tile = tile[rows - first]
     distances = env.tables.distances
     step = Step(np.full(len(rows), RESET), tile, np.zeros(len(rows), np.uint8))
     episode, time = np.zeros((2, len(rows)), np.int64)  # of each map: the running episode, actions taken in it
@@ -190,6 +275,13 @@ def _play(policy: Policy, rows: np.ndarray, luck: Luck, records: Records, step_l
             distances = distances[go_on]
 
         chosen = policy.act(step)
+        for first_episode, games in changes.items():
+            leaves = np.flatnonzero(ended & (episode + 1 == first_episode))
+            if len(leaves):
+                new = [games[row] for row in rows[leaves]]
+                env.exchange(leaves, new)
+                _tell(policy, leaves, new)
+                distances = env.tables.distances
         at = rows, episode, np.minimum(time, step_limit - 1)  # after an end the action is ignored
         action = np.where(luck.coin[at] < records.epsilon[episode], chosen, luck.action[at]).astype(np.int64)
         tile, reward, terminated, truncated, _ = env.step(action)

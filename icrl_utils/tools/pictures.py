@@ -157,6 +157,25 @@ def picture_04() -> Figure:
 
 @styled
 def picture_05() -> Figure:
+    """A history in words, and behind its last tile one branch of one word for each move."""
+    figure, axes = new_figure(9.2, 2.6)
+    ax = _canvas(axes[0, 0], 16, 4.4)
+    story = [("river", "tile"), ("left", "action"), ("apple", "tile"), ("down", "action"), ("hole", "hole"),
+             ("↵", "reset"), ("river", "tile"), ("left", "action"), ("apple", "tile")]  # fmt: skip
+    x = 0.2
+    for word, kind in story:
+        x = _word(ax, x, 2.0, word, kind)
+    for i, (move, q) in enumerate(zip(ACTIONS, (0.07, 0.0, 0.36, 0.02), strict=True)):
+        y = 3.7 - 1.1 * i
+        _arrow(ax, (x + 0.05, 2.2), (x + 1.15, y + 0.2), color=BLUE if move == "right" else GREY)
+        end = _word(ax, x + 1.2, y, move, "action")
+        ax.text(end + 0.15, y + 0.2, f"log-odds of goal against hole → Q = {q:.2f}", fontsize=9, va="center")
+    ax.text(0.2, 1.35, "one token a word; which word is which tile is drawn anew", fontsize=8.5, color=GREY)
+    return figure
+
+
+@styled
+def picture_06() -> Figure:
     """Kinds of unseen: a new lake, a larger one, one that changes, one known in two halves."""
     larger = LakeMap(("FFFFHF", "SFHFFF", "FFFFHF", "HFFFFF", "FFHFSF", "FGFFFH"))
     other = LakeMap(("SFFF", "HFHF", "FFFH", "GFFF"))
@@ -225,6 +244,14 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], label
         ax.text((start[0] + end[0]) / 2, start[1] + 0.18, label, ha="center", fontsize=8.5, color=GREY)
 
 
+def _word(ax: Axes, x: float, y: float, word: str, kind: str) -> float:
+    """A token; returns where the next one begins."""
+    wide = 0.28 + 0.13 * len(word)
+    ax.add_patch(Rectangle((x, y), wide, 0.42, facecolor=TOKEN_COLORS[kind], edgecolor=GREY, linewidth=0.6))
+    ax.text(x + wide / 2, y + 0.2, word, ha="center", va="center", fontsize=9)
+    return x + wide + 0.06
+
+
 def _tokens(
     ax: Axes, x: float, y: float, words: list[str], ids: bool = False, decisions: tuple[int, ...] = (), width: float = 0
 ) -> None:
@@ -243,9 +270,9 @@ def _tokens(
 
 
 PICTURES = {
-    f"notebook_0{i}.png": draw
-    for i, draw in enumerate((picture_00, picture_01, picture_02, picture_03, picture_04, picture_05))
-} | {"notebook_07.png": picture_07}
+    f"notebook_{draw.__name__[-2:]}.png": draw
+    for draw in (picture_00, picture_01, picture_02, picture_03, picture_04, picture_05, picture_06, picture_07)
+}
 
 
 def draw_all() -> None:

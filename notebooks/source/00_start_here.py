@@ -19,7 +19,7 @@
 #
 # The course in one line: here you watch the effect; [01](01_environment_and_history.ipynb) turns a game into text,
 # [02](02_q_values_from_logits.ipynb) reads values out of a Llama, [03](03_replay_and_target_networks.ipynb) and
-# [04](04_lora_dqn_training.ipynb) train them, [05](05_generalization.ipynb) asks how far it carries.
+# [04](04_lora_dqn_training.ipynb) train them, [06](06_generalization.ipynb) asks how far it carries.
 
 # %% [markdown]
 # ## Is everything in place?
@@ -148,7 +148,7 @@ plot_trajectories(lake, paths, known)
 
 # %% [markdown]
 # Expected: a walk by chance first; in the end the goal, often on the shortest way. It does not always get there: on 500
-# lakes it fails in about one of a hundred of its last ten episodes (notebook 05), and what it still does wrong is as
+# lakes it fails in about one of a hundred of its last ten episodes (notebook 06), and what it still does wrong is as
 # interesting as what it does right. The claim was that no weight has moved. Check it:
 
 # %%
@@ -200,7 +200,7 @@ plot_learning_curves(records, title="The same weights, with and without memory",
 # few lakes). Then the agent leaves the others behind. The memory-less one knows lakes in general and remembers the
 # episode it is in, but every episode it begins anew, and so it stays where that carries it: on the lakes where its one
 # habit happens to lead to the goal. On these 25 lakes that can hardly be told from luck; on 500 it reaches .29, and the
-# die .16. In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 05 has 500.
+# die .16. In the `smoke` profile there are two lakes only, and the bands tell you so. Notebook 06 has 500.
 #
 # ## A trap: what does the curve have to be compared with?
 #
@@ -277,7 +277,7 @@ for name, r in records.items():
 
 # %% [markdown]
 # Expected: the agent has the fewest. If it is not zero, you have found a flaw of our agent: it read the death and
-# walked into it all the same. Improving such figures is what notebooks 03 to 05 are about.
+# walked into it all the same. Improving such figures is what notebooks 03, 04 and 06 are about.
 #
 # ## Now you
 #
@@ -304,7 +304,7 @@ for number, episode in enumerate(game.opponent):
 
 # %% [markdown]
 # On other lakes you might see it walk to and fro for a while before it goes on. Exploring well is harder than using
-# what is known, for this agent and for the paper's. Did you explore better? Notebook 05 measures it.
+# what is known, for this agent and for the paper's. Did you explore better? Notebook 06 measures it.
 #
 # ## Recap
 #

@@ -171,7 +171,7 @@ for scale, offset in ((1.0, 0.0), (1.0, 1.0), (0.3, 2.0)):
 # %% [markdown]
 # Why start low (offset 1 makes the median about .35)? On most tiles of most lakes the optimal value is small, and an
 # action that was never tried should not look like a promise by accident. An optimistic start is a *choice*, one that
-# helps exploration; notebook 05 shows it for tables.
+# helps exploration; notebook 06 shows it for tables.
 #
 # ## The rows must differ
 #

@@ -512,7 +512,7 @@ for name, other in others.items():
 # %% [markdown]
 # Read the figure with care: the first ten episodes are mostly forced moves (the strip below the axis), so rising from
 # there is no proof of anything. The proof is the distance between agent and memory-less in the last ten episodes: both
-# decide alone, with equal weights, and the only difference is that one of them may remember. Notebook 05 takes this
+# decide alone, with equal weights, and the only difference is that one of them may remember. Notebook 06 takes this
 # apart.
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 05 · How well does it learn on lakes that nobody has seen?
+# # 06 · How well does it learn on lakes that nobody has seen?
 #
-# ![Four kinds of unseen lakes: new, larger, exchanged, known in two halves](../assets/figures/notebook_05.png)
+# ![Four kinds of unseen lakes: new, larger, exchanged, known in two halves](../assets/figures/notebook_06.png)
 #
 # A rising curve is easy to draw and easy to misread. **How much of it is learning, how good is that learning beside
 # ordinary algorithms with the same experience, and how sure can we be?**
@@ -139,7 +139,7 @@ for name, records in played.items():
 #   \bigl[\hat\mu_{(2.5\,\%)},\ \hat\mu_{(97.5\,\%)}\bigr]$$
 #
 # where $x_k$ is the mean over the episodes of lake $k$ (code: `icrl_utils.statistics.interval`, test
-# `test_05_interval`). For a *difference* of two players on the same lakes, $x_k$ is the difference on lake $k$: easy
+# `test_06_interval`). For a *difference* of two players on the same lakes, $x_k$ is the difference on lake $k$: easy
 # and hard lakes cancel, and the interval becomes narrower for free.
 #
 # ### Exercise 2 · A paired interval (medium, 20 minutes)

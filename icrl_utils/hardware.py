@@ -66,13 +66,13 @@ def resolve_precision(precision: str, device: torch.device, argument: str = "") 
     return "bf16" if has_ampere(device) else "fp16"
 
 
-def faster_precision(device: str = "auto") -> str:
-    """``bf16`` where matrices are multiplied faster in bfloat16 than in float32 (measured), else ``no``.
+def faster_in_bfloat16(device: str = "auto") -> bool:
+    """Whether matrices are multiplied faster in bfloat16 than in float32, measured.
 
     For code that rounds factors itself. On a CPU it takes AVX512-BF16 or AMX, which no public flag of torch tells.
     """
     where = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
-    return "bf16" if matmul_peak(where, torch.bfloat16) > matmul_peak(where, torch.float32) else "no"
+    return matmul_peak(where, torch.bfloat16) > matmul_peak(where, torch.float32)
 
 
 def has_ampere(device: torch.device | None = None) -> bool:

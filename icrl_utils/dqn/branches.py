@@ -77,17 +77,17 @@ def make_asked_batch(
     """
     real_number("asked", asked, 0, 1)
     batch = make_batch(ids, history)
-    d = Batch(*(x.numpy() for x in batch))
-    told = np.take_along_axis(np.pad(ids, ((0, 0), (0, 2))), d.position + 2, 1)  # behind the action word
-    outcome = np.where(d.has_target, np.where(told < COMPACT_TILES, told, told - 4), NOTHING)
-    seen = _seen_before(d.tile, d.action, d.has_target)
-    goes_on, has_target = d.has_target & ~d.terminated, d.has_target
+    _, position, action, _, terminated, has_target, tile = (x.numpy() for x in batch)
+    told = np.take_along_axis(np.pad(ids, ((0, 0), (0, 2))), position + 2, 1)  # behind the action word
+    outcome = np.where(has_target, np.where(told < COMPACT_TILES, told, told - 4), NOTHING)
+    seen = _seen_before(tile, action, has_target)
+    goes_on = has_target & ~terminated
     if asked < 1:
         left_out = goes_on & ~_asked_decisions(goes_on.shape, asked, rng)
         goes_on, has_target = goes_on & ~left_out, has_target & ~left_out
-    repeated = np.where(goes_on & (told == d.tile), d.action, -1)
-    decision, action, valid = _branches(d.action, goes_on, repeated)
-    columns = dictionary, outcome, seen, repeated, decision, action, valid > 0
+    repeated = np.where(goes_on & (told == tile), action, -1)
+    asked_at, asked_move, valid = _branches(action, goes_on, repeated)
+    columns = dictionary, outcome, seen, repeated, asked_at, asked_move, valid > 0
     return AskedBatch(batch._replace(has_target=torch.from_numpy(has_target)), *map(torch.from_numpy, columns))
 
 

@@ -379,7 +379,7 @@ class Experiment(NamedTuple):
     title: str  # of the figure
     plot: Callable[[Table, str], Figure] = plot_success  # (table, title) -> figure
     describe: Callable[[Table], str] = describe_maps  # (table) -> what is printed
-    players: Callable[[str, MapDistribution], list[Policy]] = everybody  # (adapter, law) -> policies
+    players: Callable[[str, MapDistribution], Sequence] = everybody  # (adapter, law) -> whom ``play`` takes
 
 
 EXPERIMENTS = {

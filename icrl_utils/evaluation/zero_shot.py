@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -29,7 +28,7 @@ from icrl_utils.lake.held_out import training_maps
 from icrl_utils.lake.maps import TRAINING_MAPS
 from icrl_utils.llama.adapters import backbone, causal_lm
 from icrl_utils.llama.language_model import language_model
-from icrl_utils.llama.load import load_llama
+from icrl_utils.llama.load import load_llama, random_twin
 from icrl_utils.play.collect import Behaviour, collect
 from icrl_utils.plots.language_model import plot_zero_shot
 from icrl_utils.ranges import checked_seed, whole_number
@@ -76,15 +75,6 @@ def subjects(name_or_path: str | None = None) -> list[Subject]:
     words = Words(AutoTokenizer.from_pretrained(folder))
     model = load_llama(folder, dtype=torch.float32)
     return [Subject(UNTOUCHED, model, words), Subject(TWIN, random_twin(model), words)]
-
-
-def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """The same architecture with the weights that training begins with."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        twin = type(model)(model.config)
-    nn.Module.to(twin, model.device, model.dtype)  # model.to is the same, but wrongly typed
-    return twin.eval()
 
 
 def histories(n: int | None = None) -> np.ndarray:

@@ -228,6 +228,15 @@ def new_tiny_llama(
     return model
 
 
+def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """The same architecture with the weights that training begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = type(model)(model.config)
+    nn.Module.to(twin, model.device, model.dtype)  # model.to is the same, but wrongly typed
+    return twin.eval()
+
+
 def rope(theta: float) -> dict[str, object]:
     """Rotary positions as a Llama's config has them: pair i of a head's c features turns by theta^(-2i/c) a token.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from icrl_utils.hardware import DTYPES, faster_precision
+from icrl_utils.hardware import faster_in_bfloat16
 from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import GOAL, RESET, RUNNING
 from icrl_utils.history.format import HistoryFormat
@@ -24,7 +24,7 @@ from icrl_utils.history.words import Words
 from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.frozen import Adapter, FrozenLlama, after_attention, heads_of, of_branches
 from icrl_utils.llama.language_model import language_model
-from icrl_utils.llama.load import load_llama
+from icrl_utils.llama.load import load_llama, random_twin
 from icrl_utils.llama.lora import Lora
 from icrl_utils.llama.readout import OddsReadout
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
@@ -205,13 +205,21 @@ def load_words_agent(
 
 
 def load_frozen(
-    base: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    base: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    random_weights: bool = False,
 ) -> tuple[FrozenLlama, Words]:
-    """The written-out Llama ``base`` and its words; ``dtype`` as in `load_words_agent`."""
+    """The written-out Llama ``base`` and its words; ``dtype`` as in `load_words_agent`.
+
+    random_weights: its architecture with the weights that pretraining begins with, to compare with.
+    """
     checkpoint = language_model(base)
     words = Words(AutoTokenizer.from_pretrained(checkpoint))  # first: what cannot be told is refused at once
     model = load_llama(checkpoint, device=device, dtype=torch.float32)
-    dtype = DTYPES[faster_precision(model.device.type)] if dtype is None else dtype
+    model = random_twin(model) if random_weights else model
+    if dtype is None:
+        dtype = torch.bfloat16 if faster_in_bfloat16(model.device.type) else torch.float32
     return FrozenLlama(model, dtype), words
 
 

@@ -241,6 +241,7 @@ class FinetuneConfig(RunConfig):
     COMMAND = "finetune"
     base: str = portable_path(LANGUAGE_MODEL)
     out: str = "build/smollm2-dqn"
+    random_base: bool = False  # the base's architecture with random weights: says what pretraining is worth
     start: str = ""  # folder of an adapter to go on from; "": a new one
     stage_one: int = 16  # steps of prediction alone, before DQN
     steps: int = 816  # of both stages

@@ -29,7 +29,7 @@ from icrl_utils.dqn.branches import (
 )
 from icrl_utils.dqn.dqn import polyak_update
 from icrl_utils.dqn.replay import SliceSource
-from icrl_utils.hardware import DTYPES, faster_precision, make_accelerator
+from icrl_utils.hardware import DTYPES, faster_in_bfloat16, make_accelerator
 from icrl_utils.history.words import Words
 from icrl_utils.lake.held_out import development_maps
 from icrl_utils.lake.maps import TRAINING_MAPS
@@ -55,12 +55,12 @@ def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True
     if resume and is_finished(config):
         return Path(config.out)
     if config.precision == "auto":
-        config = replace(config, precision=faster_precision(config.device))
+        config = replace(config, precision="bf16" if faster_in_bfloat16(config.device) else "no")
     accelerator = make_accelerator(config.precision, config.device)
     if accelerator.num_processes > 1:
         raise ValueError(f"{accelerator.num_processes} processes: finetune trains on one device; start one.")
     facts = facts_of_base(config)  # before training: later the files may have changed
-    llama, words = load_frozen(config.base, accelerator.device, DTYPES[config.precision])
+    llama, words = load_frozen(config.base, accelerator.device, DTYPES[config.precision], config.random_base)
     online = new_adapter(config, llama).requires_grad_()
     average = Lora(llama.shape, online.layers, config.rank).to(llama.device)
     average.copy_(online.tensors)

@@ -163,7 +163,7 @@ class Run:
         as trained, and sessions that are too short come to an end, too."""
         return self.step > self.first_step and self._session_seconds() > 60 * self.config.minutes
 
-    def update(self, parameters: Iterable[nn.Parameter]) -> None:
+    def update(self, parameters: Iterable[Tensor]) -> None:
         """One optimizer step on the gradients that ``accelerator.backward`` has summed up since the last one.
 
         Raises RuntimeError where they, or what was `add`-ed, are not finite, before a weight is changed.

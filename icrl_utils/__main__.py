@@ -119,9 +119,9 @@ def run_remake(args: argparse.Namespace) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    from icrl_utils.tools import bench, bench_llama
+    from icrl_utils.tools import bench, bench_llama, bench_words
 
-    calls = (vars(bench) | vars(bench_llama)).items()
+    calls = (vars(bench) | vars(bench_llama) | vars(bench_words)).items()
     known = {name.removeprefix("bench_").replace("_", "-"): f for name, f in calls if name.startswith("bench_")}
     seed = checked_seed(args.seed)
     names = list(known) if args.benchmark == "all" else [args.benchmark]

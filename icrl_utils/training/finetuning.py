@@ -72,21 +72,14 @@ def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True
 
     for batch in run.batches(asked_batches(config, words, run.step, llama.device)):
         if run.step <= config.stage_one:
-            x = llama.history(llama.embed(batch.tokens), 0, llama.shape.layers, online.layer_weights(llama.dtype))
-            logits = outcome_logits(llama, x, batch)
-            loss, report = outcome_loss(logits, batch), {}
+            loss, report = prediction_loss(llama, online, batch)
         else:
-            x, z, y = values_and_targets(llama, words, online, average, batch, config)
-            logits = outcome_logits(llama, x, batch)
-            loss = odds_loss(z, y, batch)
-            if config.world_model:
-                loss = loss + config.world_model * outcome_loss(logits, batch)
-            report = value_report(z, y, batch)
+            loss, report = dqn_loss(llama, words, online, average, batch, config)
         loss.backward()
         run.add(loss=loss)
         run.update(online.parameters())
         polyak_update(average.parameters(), online.parameters(), 1.0 if run.step <= config.stage_one else config.polyak)
-        means.add(report | outcome_report(logits, batch))
+        means.add(report)
         if run.due(config.log_every) or run.step == config.stage_one:
             run.log(means.take() | {"loss": loss.item()})
         if run.due(config.eval_every) and run.step < config.steps:
@@ -139,6 +132,28 @@ def asked_batches(config: FinetuneConfig, words: Words, first_step: int, device:
         yield make_asked_batch(slices[place], dictionary, chunks.history, config.asked, rng).to(device)
 
 
+Report = dict[str, tuple[Tensor, Tensor]]  # name -> (values, mask)
+
+
+def prediction_loss(llama: FrozenLlama, online: Lora, batch: AskedBatch) -> tuple[Tensor, Report]:
+    """Stage one: cross-entropy of what follows the action words, and how often the likeliest word is the true one."""
+    x = llama.history(llama.embed(batch.tokens), 0, llama.shape.layers, online.layer_weights(llama.dtype))
+    logits = outcome_logits(llama, x, batch)
+    return outcome_loss(logits, batch), outcome_report(logits, batch)
+
+
+def dqn_loss(
+    llama: FrozenLlama, words: Words, online: Lora, average: Lora, batch: AskedBatch, config: FinetuneConfig
+) -> tuple[Tensor, Report]:
+    """Stage two: the TD loss, and beside it a share of stage one's."""
+    x, z, y = values_and_targets(llama, words, online, average, batch, config)
+    logits = outcome_logits(llama, x, batch)
+    loss = odds_loss(z, y, batch)
+    if config.world_model:
+        loss = loss + config.world_model * outcome_loss(logits, batch)
+    return loss, value_report(z, y, batch) | outcome_report(logits, batch)
+
+
 def values_and_targets(
     llama: FrozenLlama, words: Words, online: Lora, average: Lora, batch: AskedBatch, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +192,7 @@ class Means:
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = {}
 
-    def add(self, report: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def add(self, report: Report) -> None:
         for name, (values, mask) in report.items():
             total = self.sums.setdefault(name, [0.0, 0.0])
             total[0] += values[mask].sum().item()

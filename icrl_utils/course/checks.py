@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_utils.course.answers import Failed, NotAttempted, Wrong, ask, compare, compare_numbers, show
+from icrl_utils.course.answers import Answer, Failed, NotAttempted, Wrong, ask, compare, compare_numbers, show
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.maps import ACTIONS, PAPER_IN_DISTRIBUTION
@@ -741,3 +741,136 @@ def check_objections(objections: Callable[[], list[tuple[str, str]]], seed: int)
 
 def _same_words(one: str, other: str) -> bool:
     return one.lower().split() == other.lower().split()
+
+
+# ------------------------------------------------------------------------------------ 07 a general problem solver
+
+
+@student_check
+def check_retold(retold: Callable[[list[str], list[int], list[int]], list[str]], seed: int) -> str:
+    """retold(words, numbers, new_words) -> the history in other words: tile t is called numbers[t], action a
+    ACTIONS[new_words[a]]."""
+    turn = [DOWN, RIGHT, UP, LEFT]
+    cases = [
+        ("2 right", [4, 3, 2, 1, 0], [LEFT, DOWN, RIGHT, UP], "These new names change no word of the history."),
+        ("4 left 3", [3, 4, 2, 0, 1], [LEFT, DOWN, RIGHT, UP],
+         "Tile t is called numbers[t]: 4 becomes 1, and 3 becomes 0. The words of the moves stay here."),
+        ("4 left 3", [4, 0, 1, 2, 3], [LEFT, DOWN, RIGHT, UP],
+         "Tile t is called numbers[t]. Yours looks up where t stands in `numbers`: that is the way back."),
+        ("2 left", [0, 1, 2], turn, "Action a is called ACTIONS[new_words[a]]: here left becomes down."),
+        ("2 left 2 up", [0, 1, 2], turn, "'left' is action 0, 'down' 1, 'right' 2, 'up' 3: here up becomes left."),
+        ("2 right hole reset 1", [2, 1, 0], turn,
+         "How an episode ended, and `reset`, are told as before: only tiles and moves have new names."),
+        ("0 down 1 down 2", [1, 2, 0], [LEFT, DOWN, RIGHT, UP],
+         "Give each word its new name once. Who renames 0 to 1 in the whole text, and then 1 to 2, renames it twice."),
+        ("12 down 1", list(range(12, -1, -1)), [LEFT, DOWN, RIGHT, UP],
+         "12 is one word, the tile twelve. Replace whole words, not digits."),
+    ]  # fmt: skip
+    for text, numbers, new_words, advice in cases:
+        words = text.split()
+        _compare_words(ask(retold, words, numbers, new_words), _retold(words, numbers, new_words), advice)
+    rng = np.random.default_rng(seed)
+    for words in _slices(seed):
+        numbers, new_words = rng.permutation(64).tolist(), rng.permutation(4).tolist()
+        advice = f"Here the moves left, down, right, up are called {', '.join(ACTIONS[a] for a in new_words)}."
+        _compare_words(ask(retold, words, numbers, new_words), _retold(words, numbers, new_words), advice)
+    return "the same game in other words, on eight short histories and 50 slices of random play."
+
+
+def _retold(words: list[str], numbers: list[int], new_words: list[int]) -> list[str]:
+    named = {str(tile): str(name) for tile, name in enumerate(numbers)}
+    named |= {ACTIONS[action]: ACTIONS[name] for action, name in enumerate(new_words)}
+    return [named.get(word, word) for word in words]
+
+
+def _compare_words(answer: Answer, wanted: list[str], advice: str) -> None:
+    given = answer.entries()
+    if not all(isinstance(entry, str) for entry in given):
+        strange = next(entry for entry in given if not isinstance(entry, str))
+        advice = "A history is a list of words: tile numbers are strings, too."
+        raise Wrong(answer.asked, f"a list with {show(strange)}", "a list of strings", advice)
+    if len(given) != len(wanted):
+        raise Wrong(answer.asked, f"{len(given)} words", f"{len(wanted)}", "Every word has exactly one new name.")
+    compare(answer.asked, given, wanted, [], advice)
+
+
+@student_check
+def check_cache_while_walking(cached: Callable[[int, int, float], list[float]], seed: int) -> str:
+    """cached(moves, visits, gamma) -> value of the right move 1, 2, ... `moves` moves from the goal, at the question
+    that follows `visits` walks to the goal, of a player who only caches."""
+    rng = np.random.default_rng(seed)
+    random = [(int(rng.integers(2, 12)), int(rng.integers(1, 9)), float(rng.uniform(0.3, 0.95))) for _ in range(30)]
+    for moves, visits, gamma in [(1, 1, 0.5), (3, 1, 0.5), (3, 2, 0.5), (4, 2, 0.5), (3, 5, 0.5), *random]:
+        answer = ask(cached, moves, visits, gamma)
+        given = answer.entries()
+        if len(given) != moves:
+            advice = "Give one value for each distance from the goal: 1 move, 2 moves, and so on up to `moves`."
+            raise Wrong(answer.asked, f"{len(given)} values", f"{moves}", advice)
+        values = answer.numbers(", ".join(f"Q{d}" for d in range(1, moves + 1)))
+        d = np.arange(1, moves + 1)
+        exact = gamma ** (d - 1.0)
+        wanted = np.where(d <= visits, exact, 0)
+        mistakes = [
+            (exact, "These are the exact values: a planner's. Whoever caches knows them only as far as they were "
+                    "passed on, one move at each later visit."),
+            (np.where(d <= visits - 1, exact, 0), "One visit too few: at the question the agent stands on the tile "
+                                                  "again, and looks up once more."),
+            (np.where(d <= visits + 1, exact, 0), "One visit too many: during the first walk nothing is known yet, not "
+                                                  "even that the last move leads to the goal."),
+            (np.where(d <= visits, gamma**d, 0), "The move that reaches the goal is worth 1, not gamma: a way of d "
+                                                 "moves is worth gamma ** (d - 1)."),
+            (np.where(d <= visits, 1.0, 0), "Each further move costs a factor gamma."),
+            (wanted[::-1], "The order is turned: the first value is that of the move next to the goal."),
+        ]  # fmt: skip
+        otherwise = (
+            "Walk step by step: standing d moves away, the move is worth gamma times what was written at the next tile "
+            "on the *latest visit before now*; next to the goal it is worth 1, once the goal was seen; unknown is 0."
+        )
+        compare_numbers(answer.asked, values, wanted, mistakes, otherwise)
+    return "values travel one move a visit, on five ways by hand and 30 at random."
+
+
+@student_check
+def check_visible(visible: Callable[[int, int, list[int]], np.ndarray], seed: int) -> str:
+    """visible(tokens, query, keys) -> bool [tokens, tokens]: who may look at whom when `query` must not see `keys`."""
+    rng = np.random.default_rng(seed)
+    cases = [(3, 2, []), (4, 3, [1]), (4, 2, [0, 1]), (5, 3, [3])]
+    for _ in range(20):
+        tokens = int(rng.integers(5, 20))
+        query = int(rng.integers(2, tokens))
+        cases.append((tokens, query, sorted(rng.choice(query + 1, int(rng.integers(1, 3)), replace=False).tolist())))
+    for tokens, query, keys in cases:
+        answer = ask(visible, tokens, query, keys)
+        rows = [row if isinstance(row, list) else [] for row in answer.entries()]
+        if len(rows) != tokens or any(len(row) != tokens for row in rows):
+            advice = "Return one row for each token that looks, with one entry for each token that it may look at."
+            raise Wrong(answer.asked, "of another shape", f"of shape [{tokens}, {tokens}]", advice)
+        given = np.array([Answer(f"{answer.asked}, row {i}", row).truths() for i, row in enumerate(rows)])
+        causal = np.tril(np.ones((tokens, tokens), bool))
+        wanted = causal.copy()
+        wanted[query, keys] = False
+        without_self, whole_column = wanted.copy(), causal.copy()
+        whole_column[:, keys] = False
+        wanted[query, query] = True
+        anywhere = np.ones_like(causal)
+        anywhere[query, keys], anywhere[query, query] = False, True
+        strict = wanted & ~np.eye(tokens, dtype=bool)
+        _compare_masks(answer.asked, given, wanted, [
+            (causal, "Nothing is cut: [query, key] must be False for each of `keys`."),
+            (wanted.T, "Rows and columns are exchanged: entry [q, k] says whether q may look at k."),
+            (~wanted, "True and False are exchanged: True means that it may look."),
+            (anywhere, "Tokens look into the future: a token sees itself and *earlier* ones only."),
+            (strict, "No token sees itself. A row without any True would be a softmax over nothing."),
+            (without_self, "The query must go on to see itself, whatever `keys` says: else a row may have no True."),
+            (whole_column, "You hide `keys` from everybody. Only `query` must not see them."),
+        ])  # fmt: skip
+    return "one token is blind to some others and everybody else sees as before, on 24 masks."
+
+
+def _compare_masks(asked: str, given: np.ndarray, wanted: np.ndarray, mistakes: list[tuple[np.ndarray, str]]) -> None:
+    if (given == wanted).all():
+        return
+    query, key = np.argwhere(given != wanted)[0].tolist()
+    otherwise = "Begin with np.tril, then change the row of `query`."
+    advice = next((advice for mistake, advice in mistakes if (given == mistake).all()), otherwise)
+    raise Wrong(f"{asked} at [{query}, {key}]", show(bool(given[query, key])), show(bool(wanted[query, key])), advice)

@@ -1,4 +1,5 @@
-"""Lesson 05: experiments, their tables and figures, and what an agent knows.
+"""Lessons 05 to 07: experiments, their tables and figures, what an agent knows, and how it computes it.
 
-Files in the order of reading: `experiments`, `calibration`, `zero_shot`.
+Files in the order of reading: `tables`, `experiments`, `calibration`, `zero_shot`, `language_model`, `handoff`,
+`made_up`, `inside`, `surgery`, `rehearsal`.
 """

@@ -87,7 +87,7 @@ def known_graph_values(
     for i in range(len(maps)):
         past = played.episodes(i)
         graph = known_graph(past)
-        for tile, way in _ways(graph, int(played.tiles[i, -1, 0])).items():
+        for tile, way in known_ways(graph, int(played.tiles[i, -1, 0])).items():
             q = agent.q_values(agent.format.render([*past, way]))
             for action, value in enumerate(q):
                 kind, exact = edge_kind(graph, tile, action, gamma)
@@ -96,7 +96,7 @@ def known_graph_values(
     return sorted(rows, key=lambda row: KINDS.index(row["kind"]))
 
 
-def _ways(graph: Graph, start: int) -> dict[int, Episode]:
+def known_ways(graph: Graph, start: int) -> dict[int, Episode]:
     """Known tile -> the shortest known way there from ``start``, as the beginning of an episode."""
     ways, queue = {start: Episode((start,), ())}, deque([start])
     while queue:

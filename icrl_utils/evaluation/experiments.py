@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation import zero_shot
+from icrl_utils.evaluation import handoff, inside, language_model, made_up, rehearsal, surgery, zero_shot
+from icrl_utils.evaluation.tables import KINDS, Table
 from icrl_utils.history.episodes import HOLE
-from icrl_utils.lake.games import GAMES
+from icrl_utils.lake.games import GAMES, HeldOutLakes
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import (
     PAPER_IN_DISTRIBUTION,
@@ -48,7 +49,6 @@ from icrl_utils.statistics import (
     shortest_path_rate,
 )
 
-Table = dict[str, np.ndarray]
 COLUMNS = {
     "policy": str,
     "training_seed": int,  # -1: nothing was trained
@@ -61,7 +61,7 @@ COLUMNS = {
     "repeat_death": int,  # died on a (tile, action) that had killed on this map before
 }
 COLUMNS_WITH_LAW = {"law": str, **COLUMNS}
-KINDS_OF_TABLES = (COLUMNS, COLUMNS_WITH_LAW, zero_shot.COLUMNS)
+ALL_COLUMNS = KINDS | zero_shot.COLUMNS | COLUMNS_WITH_LAW
 
 # Of the experiment ``games``, chosen before the first look at its results; its laws are in lake/games.py.
 GAMES_SEED = 1307  # draws the games
@@ -98,6 +98,22 @@ def games(policies: Sequence[Policy], maps: Mapping[str, Sequence[TileGame]] | N
         players = [policy for policy in policies if law == "lakes" or not isinstance(policy, PosteriorSamplingPolicy)]
         table = compare(players, drawn, "greedy", episodes=GAMES_EPISODES, **options)
         parts.append({"law": np.full(len(table["map"]), law), **table})
+    return _joined(parts, COLUMNS_WITH_LAW)
+
+
+def language_models(policies: Sequence[Policy], maps: language_model.Lakes | None = None, **options) -> Table:
+    """Does a real language model do it, too? Held-out lakes of both sizes, both schedules; see `language_model`.
+
+    ``maps``: name of a setting -> its lakes.
+    """
+    parts = []
+    for name, lakes in (language_model.lakes_of_settings() if maps is None else maps).items():
+        setting = language_model.SETTINGS[name]
+        for policy in policies:
+            played = language_model.plays(policy, name, lakes)
+            if len(played):
+                table = compare([policy], played, setting.schedule, episodes=setting.episodes, **options)
+                parts.append({"law": np.full(len(table["map"]), name), **table})
     return _joined(parts, COLUMNS_WITH_LAW)
 
 
@@ -219,7 +235,7 @@ def summary_of_law(table: Table) -> list[dict]:
 
 def write_table(path: str | Path, table: Table) -> None:
     """Write a table as csv, gzipped where ``path`` ends in .gz."""
-    kinds = next(kinds for kinds in KINDS_OF_TABLES if kinds.keys() == table.keys())
+    kinds = {name: ALL_COLUMNS[name] for name in table}
     columns = [[f"{x:g}" for x in table[name]] if kind is float else table[name] for name, kind in kinds.items()]
     write_csv(path, (dict(zip(kinds, row, strict=True)) for row in zip(*columns, strict=True)), list(kinds))
 
@@ -234,9 +250,9 @@ def read_table(path: str | Path) -> Table:
         )
     data = path.read_bytes()
     header, *rows = csv.reader(io.StringIO((gzip.decompress(data) if path.suffix == ".gz" else data).decode()))
-    kinds = next((kinds for kinds in KINDS_OF_TABLES if list(kinds) == header), None)
-    if kinds is None:
-        raise ValueError(f"path={str(path)!r} has columns {header}, not {list(COLUMNS)}; make it again.")
+    if unknown := set(header) - set(ALL_COLUMNS):
+        raise ValueError(f"path={str(path)!r} has columns {sorted(unknown)}, which no experiment has; make it again.")
+    kinds = {name: ALL_COLUMNS[name] for name in header}
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
     return {name: np.array(column, dtype=kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
 
@@ -323,6 +339,26 @@ def describe_laws(table: Table) -> str:
     return "\n\n".join(f"{law}\n{describe(summary_of_law(part))}" for law, part in by_law(table).items())
 
 
+def describe_settings(table: Table) -> str:
+    """The summaries of all settings: the last ten episodes where random moves are forced before, else the first five
+    and the last five of fifteen."""
+    texts = []
+    for name, part in by_law(table).items():
+        if language_model.SETTINGS[name].schedule == "paper":
+            texts.append(f"{name}: episodes 20 to 29\n{describe(summary(part))}")
+        else:
+            texts += [f"{name}: first five\n{describe(summary(part, FIRST_FIVE))}"]
+            texts += [f"{name}: episodes 10 to 14\n{describe(summary(part, LAST_FIVE))}"]
+    return "\n\n".join(texts)
+
+
+def plot_settings(table: Table, title: str) -> Figure:
+    """Success by episode of every player, one panel a setting."""
+    panels = {name: by_policy(part) for name, part in by_law(table).items()}
+    lakes = sorted({len(values[0]) for group in panels.values() for values in group.values()}, reverse=True)
+    return plot_panels(panels, title=title, note=f"{' or '.join(map(str, lakes))} held-out lakes a player", columns=2)
+
+
 def plot_success(table: Table, title: str) -> Figure:
     """Success by episode of every policy."""
     first = (table["map"] == 0) & (table["policy"] == table["policy"][0])
@@ -378,6 +414,54 @@ EXPERIMENTS = {
         plot_success_by_law,
         describe_laws,
     ),
+    "hand_off": Experiment(
+        handoff.hand_off,
+        lambda n: handoff.lakes_of_every_size(handoff.LAKES if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "One explores, another one plays",
+        handoff.plot_hand_off,
+        handoff.describe_hand_off,
+    ),
+    "values_by_distance": Experiment(
+        made_up.values_by_distance,
+        lambda n: made_up.ways_of_every_length(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "What a way is worth",
+        made_up.plot_values,
+        made_up.describe_values,
+    ),
+    "attention_cuts": Experiment(
+        inside.attention_cuts,
+        lambda n: inside.draw_stories(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Who reads what: a goal two moves away, some attention cut",
+        inside.plot_attention_cuts,
+        inside.describe_cuts,
+    ),
+    "activation_patching": Experiment(
+        inside.activation_patching,
+        lambda n: inside.draw_patch_ways(made_up.DRAWS if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Where the value is: the part that one state of the goal's run brings back",
+        inside.plot_patching,
+        inside.describe_patching,
+    ),
+    "context_surgery": Experiment(
+        surgery.context_surgery,
+        lambda n: HeldOutLakes().sample(surgery.SURGERY_LAKES if n is None else n, surgery.SURGERY_SEED),
+        PAPER_IN_DISTRIBUTION,
+        "What the agent believes after an operation on its history",
+        surgery.plot_surgery,
+        surgery.describe_surgery,
+    ),
+    "rehearsal": Experiment(
+        rehearsal.rehearsal,
+        lambda n: rehearsal.lakes_to_rehearse(rehearsal.REHEARSAL_LAKES if n is None else n),
+        PAPER_IN_DISTRIBUTION,
+        "Imagined walks before each episode",
+        rehearsal.plot_rehearsal,
+        rehearsal.describe_rehearsal,
+    ),
     "zero_shot": Experiment(
         zero_shot.zero_shot,
         zero_shot.histories,
@@ -386,6 +470,15 @@ EXPERIMENTS = {
         zero_shot.plot,
         zero_shot.describe,
         zero_shot.subjects,
+    ),
+    "language_model": Experiment(
+        language_models,
+        language_model.lakes_of_settings,
+        PAPER_IN_DISTRIBUTION,
+        "A real language model beside the tiny Llama",
+        plot_settings,
+        describe_settings,
+        language_model.players,
     ),
 }
 

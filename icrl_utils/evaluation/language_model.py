@@ -12,13 +12,15 @@ from icrl_utils.llama.words_agent import load_words_agent
 from icrl_utils.paths import ASSETS, BUILD, LANGUAGE_MODEL
 from icrl_utils.play.baselines import RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.policy import Policy
-from icrl_utils.profiles import Profile
 
 SHIPPED = ASSETS / "adapters" / "smollm2-dqn"
 STAGE_ONE = BUILD / "smollm2-stage-one"
 TRAINED, MEMORY_LESS, PREDICTING, UNTOUCHED = "SmolLM2", "SmolLM2 memory-less", "SmolLM2 stage one", "SmolLM2 untouched"
 LAKES = 100  # held-out lakes of each setting, the first ones of the list; chosen before the first look
 LAKES_OF_SLOW_PLAYERS = 32  # of players that walk to the step limit in most episodes, in the first setting only
+
+
+Lakes = Mapping[str, Sequence[LakeMap]]  # by setting
 
 
 class Setting(NamedTuple):
@@ -40,8 +42,8 @@ def lakes_of_settings(n: int | None = None) -> dict[str, list[LakeMap]]:
     return {name: held_out_maps(setting.lakes)[: LAKES if n is None else n] for name, setting in SETTINGS.items()}
 
 
-def players(profile: Profile) -> list[Policy]:
-    """All of `SETTINGS`; those named in ``SLOW`` cost too much for more than the first.
+def players() -> list[Policy]:
+    """The language model at every stage, the tiny Llama, and baselines that know as little about lakes.
 
     Raises FileNotFoundError where the adapter of stage one is missing, which is not shipped.
     """
@@ -55,7 +57,7 @@ def players(profile: Profile) -> list[Policy]:
         load_agent(SHIPPED, memory=False, name=MEMORY_LESS),
         load_agent(STAGE_ONE, name=PREDICTING),
         load_words_agent(LANGUAGE_MODEL, name=UNTOUCHED, temperature=0.5),
-        load_agent(ASSETS / "adapters" / str(profile.adapter), name="tiny Llama"),
+        load_agent(ASSETS / "adapters" / "dqn", name="tiny Llama"),
         RandomPolicy(),
         TabularPolicy(),
         TabularPolicy(1.0),
@@ -69,6 +71,3 @@ def plays(policy: Policy, setting: str, lakes: Sequence[LakeMap]) -> Sequence[La
     if policy.name not in (MEMORY_LESS, PREDICTING, UNTOUCHED):
         return lakes
     return lakes[:LAKES_OF_SLOW_PLAYERS] if setting == next(iter(SETTINGS)) else []
-
-
-Lakes = Mapping[str, Sequence[LakeMap]]

@@ -123,16 +123,37 @@ class Agent:
         closes_episode = (ids == self._reset_id).to(torch.int16)
         episode = torch.where(ids >= 0, self._now[:, None] - closes_episode, -1)
         used = (episode >= 0).any(0)
-        ids, episode = ids[:, used], episode[:, used]
+        return self._read(self._extend(ids[:, used], episode[:, used]))
+
+    def recall(self, histories: Sequence[np.ndarray]) -> None:
+        """Right after ``start``: begin with these histories, int64 token ids [T] each, possibly none.
+
+        They are finished episodes as ``format.render`` tells them; the next step begins a new one. To the agent all of
+        a given history counts as one episode: one that does not fit into ``max_tokens`` is dropped whole.
+        """
+        check_started(self, self._choice)
+        longest = max(map(len, histories))
+        padded = np.full((len(histories), longest), -1)
+        for row, told in zip(padded, histories, strict=True):
+            told = told[:-1] if len(told) and told[-1] == self._reset_id else told  # the next step writes it
+            row[: len(told)] = told
+        ids = torch.from_numpy(padded).to(self.device)
+        self._now += (ids >= 0).any(1)  # a row without a history begins as ever
+        if longest:
+            self._extend(ids, torch.where(ids >= 0, self._now[:, None], -1))
+
+    def _extend(self, ids: Tensor, episode: Tensor) -> Tensor:
+        """Append ids [n, new] to the histories: hidden states [n, d] at the last real token of each.
+
+        episode: int16 [n, new], the episode of each token, -1 for padding.
+        """
         self._episode = torch.cat([self._episode, episode], 1)
         self._forget()
-
-        real = episode >= 0
-        position = self._position[:, None] + real.cumsum(1) - 1
-        self._position += real.sum(1)
+        count = (episode >= 0).cumsum(1)
+        position = self._position[:, None] + count - 1
+        self._position += count[:, -1]
         hidden = self._forward(ids.clamp(min=0), position.clamp(min=0), self._mask(ids.shape[1]))
-        last = hidden[torch.arange(len(ids), device=self.device), real.sum(1) - 1]
-        return self._read(last)
+        return hidden[torch.arange(len(ids), device=self.device), count.argmax(1)]  # the first of the largest counts
 
     def keep(self, rows: np.ndarray) -> None:
         check_started(self, self._choice).keep(rows)

@@ -175,6 +175,36 @@ def picture_05() -> Figure:
     return figure
 
 
+@styled
+def picture_07() -> Figure:
+    """Where the value of a way of two moves is: written at a later visit, read at the question."""
+    figure, axes = new_figure(9.2, 2.5)
+    ax = _canvas(axes[0, 0], 13.2, 3.6)
+    episodes = (
+        ("first walk", "8 right 9 down goal reset"),
+        ("second walk", "8 right 9 up limit reset"),
+        ("question", "8"),
+    )
+    x, starts = 0.1, []
+    for name, text in episodes:
+        ax.text(x, 1.1, name, fontsize=9, color=GREY, va="center")
+        _tokens(ax, x, 1.4, text.split(), width=0.86)
+        starts.append(x)
+        x += 0.92 * len(text.split()) + 0.3
+    goal, again, question = starts[0] + 4.11, starts[1] + 2.27, starts[2] + 0.43
+    for start, end, color in ((goal, again, RED), (again, question, BLUE)):
+        ax.add_patch(FancyArrowPatch(
+            (start, 1.9), (end, 1.9), connectionstyle="arc3,rad=-0.35", arrowstyle="-|>", mutation_scale=12,
+            color=color, linewidth=1.6,
+        ))  # fmt: skip
+    ax.text((goal + again) / 2, 2.95, "looked up when it came by again", fontsize=9, color=RED, ha="center")
+    ax.text((again + question) / 2, 2.95, "looked up at the question", fontsize=9, color=BLUE, ha="center")
+    ax.text(
+        0.1, 0.4, "Nobody looks two moves ahead. A value moves by one move whenever somebody walks there.", fontsize=9.5
+    )
+    return figure
+
+
 def _canvas(ax: Axes, width: float, height: float) -> Axes:
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.axis("off")
@@ -215,7 +245,7 @@ def _tokens(
 PICTURES = {
     f"notebook_0{i}.png": draw
     for i, draw in enumerate((picture_00, picture_01, picture_02, picture_03, picture_04, picture_05))
-}
+} | {"notebook_07.png": picture_07}
 
 
 def draw_all() -> None:

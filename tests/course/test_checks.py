@@ -704,6 +704,125 @@ WRONG["check_objections"] = [
 ]  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------ 07 a general problem solver
+
+
+def retold(words, numbers, new_words, back=False, tiles=True, moves=True):
+    names = {str(tile): str(name) for tile, name in enumerate(numbers)} if tiles else {}
+    if moves:
+        names |= {ACTIONS[action]: ACTIONS[name] for action, name in enumerate(new_words)}
+    if back:
+        names = {new: old for old, new in names.items()}
+    return [names.get(word, word) for word in words]
+
+
+def retold_in_place(words, numbers, new_words):
+    for i, word in enumerate(words):
+        if word.isdecimal():
+            words[i] = str(numbers[int(word)])
+        elif word in ACTIONS:
+            words[i] = ACTIONS[new_words[ACTIONS.index(word)]]
+    return words
+
+
+def retold_one_after_the_other(words, numbers, new_words):
+    for tile, name in enumerate(numbers):
+        words = [str(name) if word == str(tile) else word for word in words]
+    return retold(words, numbers, new_words, tiles=False)
+
+
+def retold_by_digits(words, numbers, new_words):
+    return [
+        "".join(str(numbers[int(digit)]) for digit in word) if word.isdecimal() else word
+        for word in retold(words, numbers, new_words, tiles=False)
+    ]
+
+
+RIGHT["check_retold"] = [
+    retold_in_place,
+    lambda *inputs: (word for word in retold(*inputs)),
+    lambda *inputs: np.array(retold(*inputs)),
+]
+WRONG["check_retold"] = [
+    (lambda *inputs: retold(*inputs, tiles=False), "4 becomes 1, and 3 becomes 0"),
+    (lambda *inputs: retold(*inputs, back=True), "that is the way back"),
+    (lambda *inputs: retold(*inputs, moves=False), "here left becomes down"),
+    (lambda words, numbers, new: retold(words, numbers, [new[0], 1, 2, 3]), "here up becomes left"),
+    (lambda *inputs: [w for w in retold(*inputs) if w not in ("hole", "reset")], "exactly one new name"),
+    (lambda *inputs: ["ice" if w == "hole" else w for w in retold(*inputs)], "only tiles and moves have new names"),
+    (retold_by_digits, "Replace whole words, not digits"),
+    (lambda words, numbers, new: [int(w) if w.isdecimal() else w for w in retold(words, numbers, new)], "strings, too"),
+    (lambda *inputs: " ".join(retold(*inputs)), "collect the answers in a list"),
+    (retold_one_after_the_other, "renames it twice"),
+]  # fmt: skip
+
+
+def cached(moves, visits, gamma, reach=0, power=1):
+    return [gamma ** (d - power) if d <= visits + reach else 0.0 for d in range(1, moves + 1)]
+
+
+def cached_by_walking(moves, visits, gamma):
+    written = np.zeros(moves + 1)
+    for visit in range(visits + 1):  # the last one is the question
+        for d in range(moves, 0, -1):
+            written[d] = 0 if visit == 0 else 1 if d == 1 else gamma * written[d - 1]
+    return written[1:]
+
+
+RIGHT["check_cache_while_walking"] = [
+    cached_by_walking,
+    lambda m, v, g: torch.where(torch.arange(m) < v, g ** torch.arange(m).double(), 0.0),
+    lambda m, v, g: (x for x in cached(m, v, g)),
+]
+WRONG["check_cache_while_walking"] = [
+    (lambda m, v, g: cached(m, m, g), "a planner's"),
+    (lambda m, v, g: cached(m, v, g, reach=-1), "One visit too few"),
+    (lambda m, v, g: cached(m, v, g, reach=1) if m > v + 1 else cached(m, v, g), "One visit too many"),
+    (lambda m, v, g: cached(m, v, g, power=0), "not gamma"),
+    (lambda m, v, g: cached(m, v, 1.0), "costs a factor gamma"),
+    (lambda m, v, g: cached(m, v, g)[::-1], "The order is turned"),
+    (lambda m, v, g: [*cached(m, v, g), 0.0], "one value for each distance"),
+    (lambda m, v, g: cached(m, v, g)[0], "collect the answers in a list"),
+    (lambda m, v, g: [0.1] * m, "latest visit before now"),
+]
+
+
+def visible(tokens, query, keys, causal=True, myself=True, rows=slice(None)):
+    mask = np.tril(np.ones((tokens, tokens), bool)) if causal else np.ones((tokens, tokens), bool)
+    mask[query, keys] = False
+    mask[query, query] |= myself
+    return mask
+
+
+def visible_by_loops(tokens, query, keys):
+    return [[k <= q and (k == q or q != query or k not in keys) for k in range(tokens)] for q in range(tokens)]
+
+
+def hidden_from_all(tokens, query, keys):
+    mask = np.tril(np.ones((tokens, tokens), bool))
+    mask[:, keys] = False
+    return mask
+
+
+RIGHT["check_visible"] = [
+    visible_by_loops,
+    lambda *inputs: torch.from_numpy(visible(*inputs)),
+    lambda *inputs: visible(*inputs).astype(int),
+]
+WRONG["check_visible"] = [
+    (lambda t, q, k: np.tril(np.ones((t, t), bool)), "Nothing is cut"),
+    (lambda *inputs: visible(*inputs).T, "Rows and columns are exchanged"),
+    (lambda *inputs: ~visible(*inputs), "True and False are exchanged"),
+    (lambda *inputs: visible(*inputs, causal=False), "look into the future"),
+    (lambda t, q, k: visible(t, q, k) & ~np.eye(t, dtype=bool), "No token sees itself"),
+    (lambda t, q, k: visible(t, q, k, myself=q not in k), "must go on to see itself"),
+    (hidden_from_all, "hide `keys` from everybody"),
+    (lambda *inputs: visible(*inputs)[:-1], "one row for each token that looks"),
+    (lambda *inputs: visible(*inputs).astype(float) / 2, "Every entry is True or False"),
+    (lambda t, q, k: visible(t, q, [*k, 0]), "Begin with np.tril"),
+]
+
+
 # ------------------------------------------------------------------------------------------- wrong ones, right ones
 
 

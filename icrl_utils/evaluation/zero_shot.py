@@ -225,4 +225,5 @@ def plot(table: Table, title: str) -> Figure:
     odds = {
         name: {g: part["log_odds"][rows] for g, rows in masks[name]["outcome"].items()} for name, part in parts.items()
     }
-    return plot_zero_shot(rates, odds, title)
+    n = len(np.unique(table["history"]))
+    return plot_zero_shot(rates, odds, f"{title}\n{n} histories of {TOKENS} tokens; 95 % intervals over histories")

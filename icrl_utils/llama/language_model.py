@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icrl_utils.llama.load import parameter_count
+from icrl_utils.llama.memory import check_main_memory
 from icrl_utils.paths import BUILD, CONVERSION, LANGUAGE_MODEL, file_sha256, in_repository, portable_path, read_json
 from icrl_utils.versions import INSTALL_LANGUAGE_MODEL
 
@@ -161,18 +162,14 @@ def _checked_weights(file: Path) -> int:
 
 
 def _check_room(parameters: int, folder: Path) -> None:
-    """De-quantising takes every weight in float32, and at its peak less than as much again."""
+    """De-quantising takes every weight in float32, and at its peak less than as much again; on the disk once."""
+    what = f"converting {parameters:,} weights to float32"
+    check_main_memory(2 * FLOAT32 * parameters, what)
     place = next(parent for parent in folder.parents if parent.exists())
-    rooms = {
-        "memory": (2 * FLOAT32 * parameters, psutil.virtual_memory().available, "close other programs"),
-        "disk": (FLOAT32 * parameters, shutil.disk_usage(place).free, f"make room in {place}"),
-    }
-    for name, (needed, free, step) in rooms.items():
-        if needed > free:
-            raise ValueError(
-                f"too little {name}: converting {parameters:,} weights to float32 needs {needed / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free; {step}, or name a smaller model."
-            )
+    if (needed := FLOAT32 * parameters) > (free := shutil.disk_usage(place).free):
+        raise ValueError(
+            f"too little disk: {what} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room in {place}."
+        )
 
 
 def _dequantised(file: Path) -> tuple[Any, Any]:

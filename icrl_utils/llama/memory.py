@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import psutil
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
@@ -366,3 +367,12 @@ def check_memory(plan: Plan, available: float) -> None:
         f"too little memory for the plan: it needs {plan.peak / GIB:.2f} GiB, {available / GIB:.2f} GiB are "
         f"there.\n{plan.table()}\nNext step: {step}."
     )
+
+
+def check_main_memory(needed: float, what: str) -> None:
+    """Raises ValueError where ``what`` needs more bytes than main memory has left. A CPU can swap, but not work so."""
+    if needed > (free := psutil.virtual_memory().available):
+        raise ValueError(
+            f"too little memory: {what} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; close other "
+            "programs, or name a smaller model."
+        )

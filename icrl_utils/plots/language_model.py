@@ -39,7 +39,7 @@ def plot_zero_shot(rates: Rates, odds: Mapping[str, Mapping[str, np.ndarray]], t
             ax.vlines(x, [r.low for r in found], [r.high for r in found], color=color, linewidth=2.5, alpha=0.5)
             ax.plot(x, [r.estimate for r in found], "o-" if question != "outcome" else "o", color=color, linewidth=1)
         ax.set_xticks(range(len(names)), names)
-        ax.set(ylim=(-0.03, 1.03), xlabel=_AXES[question], ylabel="right")
+        ax.set(ylim=(-0.03, 1.03), xlabel=_AXES[question], ylabel="share it is right about")
         ax.grid(axis="y")
     _draw_odds(axes[1, 1], odds)
     handles = [Line2D([], [], color=c, marker="o", label=name) for name, c in zip(odds, MODEL_COLORS, strict=False)]
@@ -62,6 +62,7 @@ def _draw_odds(ax: Axes, odds: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_xticks(range(len(names)), names)
     ax.set(xlabel=_AXES["outcome"], ylabel="log-odds of goal against hole")
+    ax.set_title("median, middle half, 5th to 95th percentile of moves", fontsize=9)
     ax.grid(axis="y")
 
 

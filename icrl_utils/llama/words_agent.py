@@ -26,6 +26,7 @@ from icrl_utils.llama.frozen import Adapter, FrozenLlama, after_attention, heads
 from icrl_utils.llama.language_model import language_model
 from icrl_utils.llama.load import load_llama, random_twin
 from icrl_utils.llama.lora import Lora
+from icrl_utils.llama.memory import check_main_memory, plan
 from icrl_utils.llama.readout import OddsReadout
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import checked_seed, whole_number
@@ -216,6 +217,9 @@ def load_frozen(
     """
     checkpoint = language_model(base)
     words = Words(AutoTokenizer.from_pretrained(checkpoint))  # first: what cannot be told is refused at once
+    if torch.device(device or "cpu").type == "cpu":
+        weights = plan(checkpoint, dtype=torch.float32).weights
+        check_main_memory(2 * weights, f"base={str(base)!r} in float32, and a copy for the products,")
     model = load_llama(checkpoint, device=device, dtype=torch.float32)
     model = random_twin(model) if random_weights else model
     if dtype is None:

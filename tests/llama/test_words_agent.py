@@ -177,3 +177,12 @@ def test_load_agent_gives_what_was_trained(tmp_path, llama):
             model.lm_head.weight.mul_(2)
         model.save_pretrained(other)
         load_agent(tmp_path / "run", base=other)
+
+
+def test_too_little_memory_is_refused_before_weights_are_loaded(monkeypatch):
+    from icrl_utils.llama import memory, words_agent
+
+    monkeypatch.setattr(words_agent, "load_llama", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5_000_000})())
+    with pytest.raises(ValueError, match=r"too little memory: base='assets/tiny-llama' in float32"):
+        words_agent.load_frozen("assets/tiny-llama")

@@ -27,9 +27,9 @@ import numpy as np
 from icrl_utils import get_profile, load_agent
 from icrl_utils.course import checks
 from icrl_utils.evaluation import experiments, handoff, inside, made_up, rehearsal, surgery
-from icrl_utils.evaluation.experiments import EXPERIMENTS, plot_experiment, read_table, results_path
+from icrl_utils.evaluation.experiments import plot_experiment, read_table, results_path
 from icrl_utils.lake.games import GAMES
-from icrl_utils.play.baselines import RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.play.baselines import RandomPolicy, RMaxPolicy
 from icrl_utils.play.rollout import rollout
 
 profile = get_profile()

@@ -64,11 +64,8 @@ print(agent.format.render(rollout(RandomPolicy(), [game], "greedy", seed=0, epis
 #
 # ### Exercise 1 · The same game in other words (easy, 10 minutes)
 # A game told with permuted numbers and words is the same game: whoever only *looks up* loses nothing. Translate a
-# history. Tile $t$ is called `numbers[t]`, action $a$ (0 left, 1 down, 2 right, 3 up) is called
-# `ACTIONS[new_words[a]]`; all other words stay.
-
-# %%
-from icrl_utils.lake.maps import ACTIONS
+# history. Tile $t$ is called `numbers[t]`. Action $a$ is called by the word number `new_words[a]` of left, down, right,
+# up (0 to 3). All other words stay.
 
 
 # %% tags=["exercise"]
@@ -83,8 +80,9 @@ checks.check_retold(retold)
 
 # %% tags=["solution"]
 def retold(words, numbers, new_words):
+    actions = ["left", "down", "right", "up"]
     named = {str(tile): str(name) for tile, name in enumerate(numbers)}
-    named |= {ACTIONS[action]: ACTIONS[name] for action, name in enumerate(new_words)}
+    named |= {actions[action]: actions[name] for action, name in enumerate(new_words)}
     return [named.get(word, word) for word in words]
 
 
@@ -326,7 +324,7 @@ print(inside.describe_cuts(cuts_table))
 # .47 without. Random cuts cost nothing at the question, and at the later visit .03 for one token and .12 for two: some
 # of them hit what tells the visit where it is.
 #
-# Writing is the work of two heads: heads 1 and 2 of layer 3, with .14 and .26, in all three training runs (which share
+# Writing is the work of two heads: heads 1 and 2 of layer 3, with .13 and .26, in all three training runs (which share
 # their base, so that heads keep their places). Reading is spread over all four heads of layer 4, about .10 each.
 #
 # One result nobody predicted: without the *earlier visits of its own tile* the question says .65 instead of .51, above

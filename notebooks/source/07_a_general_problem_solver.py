@@ -107,15 +107,13 @@ plot_experiment(played, "games")
 
 # %%
 games_table = read_table(results_path("games"))
-plot_experiment(games_table, "games")
-
-# %%
 for law, part in experiments.by_law(games_table).items():
     rows = {row["policy"]: row for row in experiments.summary_of_law(part)}
     ours = "  ".join(f"{rows['agent'][key].estimate:.2f}" for key in ("first_five", "last_five"))
     leads = [rows["R-max"][key] for key in ("lead_first", "lead_last")]
     texts = [f"{v.estimate:+.2f} [{v.low:+.2f}, {v.high:+.2f}]" for v in leads]
     print(f"{law:27s} agent, first and last five {ours}   minus R-max {texts[0]}  {texts[1]}")
+plot_experiment(games_table, "games")
 
 # %% [markdown]
 # What holds: **on every law without chance the same weights learn**. They succeed in .31 to .61 of the first five
@@ -162,11 +160,9 @@ handoff.plot_hand_off(handed, "Live: one explores, another one plays")
 
 # %%
 handed = read_table(results_path("hand_off"))
-plot_experiment(handed, "hand_off")
-
-# %%
 for sizes, what, found in handoff.differences(handed):
     print(f"lakes {sizes:8s} as {what:46s}{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+plot_experiment(handed, "hand_off")
 
 # %% [markdown]
 # This statistic, fixed beforehand, averages a row over all players and a column over all explorers. It hides a quarrel:
@@ -313,10 +309,8 @@ print(inside.describe_cuts(cuts))
 
 # %%
 cuts_table = read_table(results_path("attention_cuts"))
-plot_experiment(cuts_table, "attention_cuts")
-
-# %%
 print(inside.describe_cuts(cuts_table))
+plot_experiment(cuts_table, "attention_cuts")
 
 # %% [markdown]
 # A cache it is. If the question must not see the next tile's later visit, the value falls from .51 to .11, and if that
@@ -376,10 +370,8 @@ print(surgery.describe_surgery(operated))
 
 # %%
 operated_table = read_table(results_path("context_surgery"))
-plot_experiment(operated_table, "context_surgery")
-
-# %%
 print(surgery.describe_surgery(operated_table))
+plot_experiment(operated_table, "context_surgery")
 
 # %% [markdown]
 # What the agent believes stands in its context, word for word. A seen hole is worth .00; call it a goal, and the same
@@ -408,12 +400,10 @@ print(rehearsal.describe_rehearsal(rehearsal.rehearsal([agent], some)))
 
 # %%
 rehearsed = read_table(results_path("rehearsal"))
-plot_experiment(rehearsed, "rehearsal")
-
-# %%
 for (sizes, metric, walks), found in rehearsal.gains(rehearsed).items():
     print(f"lakes {sizes:8s}{metric:14s} {walks} walks, known moves minus elsewhere "
           f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")  # fmt: skip
+plot_experiment(rehearsed, "rehearsal")
 
 # %% [markdown]
 # REHEARSAL_TEXT

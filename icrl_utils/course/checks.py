@@ -879,8 +879,8 @@ def _same_words(one: str, other: str) -> bool:
 
 @student_check
 def check_retold(retold: Callable[[list[str], list[int], list[int]], list[str]], seed: int) -> str:
-    """retold(words, numbers, new_words) -> the history in other words: tile t is called numbers[t], action a
-    ACTIONS[new_words[a]]."""
+    """retold(words, numbers, new_words) -> the history in other words: tile t is called numbers[t], action a by word
+    number new_words[a] of left, down, right, up."""
     turn = [DOWN, RIGHT, UP, LEFT]
     cases = [
         ("2 right", [4, 3, 2, 1, 0], [LEFT, DOWN, RIGHT, UP], "These new names change no word of the history."),
@@ -888,7 +888,8 @@ def check_retold(retold: Callable[[list[str], list[int], list[int]], list[str]],
          "Tile t is called numbers[t]: 4 becomes 1, and 3 becomes 0. The words of the moves stay here."),
         ("4 left 3", [4, 0, 1, 2, 3], [LEFT, DOWN, RIGHT, UP],
          "Tile t is called numbers[t]. Yours looks up where t stands in `numbers`: that is the way back."),
-        ("2 left", [0, 1, 2], turn, "Action a is called ACTIONS[new_words[a]]: here left becomes down."),
+        ("2 left", [0, 1, 2], turn,
+         "Action a gets the word number new_words[a] of left, down, right, up: here left becomes down."),
         ("2 left 2 up", [0, 1, 2], turn, "'left' is action 0, 'down' 1, 'right' 2, 'up' 3: here up becomes left."),
         ("2 right hole reset 1", [2, 1, 0], turn,
          "How an episode ended, and `reset`, are told as before: only tiles and moves have new names."),

@@ -159,7 +159,7 @@ def describe_hand_off(table: Table) -> str:
             texts = [f"{v.estimate:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in values]
             lines.append(f"  {explorer:<22}" + "  ".join(f"{text:<18}" for text in texts).rstrip())
     for sizes, what, found in differences(table):
-        lines.append(f"lakes {sizes}; as {what:<42}{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+        lines.append(f"lakes {sizes}; as {what:<46}{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     return "\n".join(lines)
 
 

@@ -19,7 +19,9 @@
 #
 # The course in one line: here you watch the effect; [01](01_environment_and_history.ipynb) turns a game into text,
 # [02](02_q_values_from_logits.ipynb) reads values out of a Llama, [03](03_replay_and_target_networks.ipynb) and
-# [04](04_lora_dqn_training.ipynb) train them, [06](06_generalization.ipynb) asks how far it carries.
+# [04](04_lora_dqn_training.ipynb) train them, [05](05_a_real_language_model.ipynb) does it with a real language model,
+# [06](06_generalization.ipynb) asks how far it carries, and [07](07_a_general_problem_solver.ipynb) what else the same
+# weights play, and what they compute.
 
 # %% [markdown]
 # ## Is everything in place?

@@ -29,6 +29,7 @@ from icrl_utils.evaluation.experiments import (
 from icrl_utils.lake.games import GAMES, HeldOutLakes, RandomGraphs
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
+from icrl_utils.llama.agent import load_agent
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.play.rollout import epsilon_schedule, rollout
@@ -270,6 +271,23 @@ def test_evaluate_games_in_the_smoke_profile(quick, monkeypatch, capsys):
     assert set(table["law"]) == {"lakes", "random graphs"} and table["map"].max() + 1 == PROFILES["smoke"].maps
     printed = capsys.readouterr().out
     assert "random graphs\npolicy               first_five" in printed and "lead_last" in printed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hand_off", "values_by_distance", "attention_cuts", "activation_patching", "context_surgery", "rehearsal"],
+)
+def test_single_questions_are_rows_of_the_table_too(name, tmp_path):
+    """Played on two lakes or made-up histories, kept, read, described and drawn as ``evaluate`` does."""
+    experiment = EXPERIMENTS[name]
+    agent = load_agent("assets/adapters/dqn")
+    table = experiment.play([agent, RandomPolicy()], experiment.maps(2), seed=1)
+    write_table(path := tmp_path / f"{name}.csv.gz", table)
+    back = read_table(path)
+    for column, values in table.items():
+        np.testing.assert_array_equal(back[column], values)
+    assert len(set(table["map"])) <= 2 and experiment.describe(back) == experiment.describe(table) != ""
+    assert experiment.plot(back, "a title").axes
 
 
 def test_negative_differences_are_described():

@@ -61,6 +61,37 @@ class Spy(Agent):
         self.rows = self.rows[rows]
 
 
+@pytest.mark.parametrize("history", FORMATS, ids=lambda history: history.name)
+def test_histories_that_it_begins_with_are_read_as_if_they_had_been_played(history):
+    """Of three lengths, one of them none; then two steps on each."""
+    agent = Agent(sharp_model(history), history, QReadout())
+    played = rollout(agent, MAPS[:3], [0.0] * 2, seed=3)
+    past = [[], played.episodes(1), played.episodes(2)[:1]]
+    agent.start(MAPS[:3], [np.random.default_rng(i) for i in range(3)])
+    agent.recall([history.tokenize(history.render(episodes)) for episodes in past])
+    tiles = np.array([lake.starts[0] for lake in MAPS[:3]])
+    running = np.zeros(3, np.uint8)
+    for action, made in ((RESET, ()), (2, (2,))):
+        z = agent.append(Step(np.full(3, action), tiles, running))
+        for i, tile in enumerate(tiles.tolist()):
+            text = history.render([*past[i], Episode((tile,) * (1 + len(made)), made)])
+            np.testing.assert_allclose(agent.readout.q(z[i]).numpy(), agent.q_values(text), atol=1e-5)
+
+
+def test_recalling_nothing_is_no_recall():
+    agent = Agent(sharp_model(), COMPACT, QReadout())
+    step = Step(np.full(2, RESET), np.array([1, 2]), np.zeros(2, np.uint8))
+    found = []
+    for recalls in (False, True):
+        agent.start(MAPS[:2], [np.random.default_rng(i) for i in range(2)])
+        if recalls:
+            agent.recall([np.zeros(0, np.int64)] * 2)
+        found.append(agent.append(step).numpy())
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(RuntimeError, match="act\\(\\) before start"):
+        Agent(sharp_model(), COMPACT, QReadout()).recall([np.zeros(0, np.int64)])
+
+
 def uncached_z(model, episodes, history=COMPACT):
     """float32 [4] from one plain forward pass over the whole text."""
     ids = torch.from_numpy(history.tokenize(history.render(episodes)))[None]

@@ -30,6 +30,7 @@ from icrl_utils.plots.lakes import (
     tile_places,
 )
 from icrl_utils.plots.language_model import MODEL_COLORS, plot_zero_shot
+from icrl_utils.plots.matrices import Grid, plot_cuts, plot_matrices
 from icrl_utils.plots.style import POLICY_COLORS, color_of
 from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
 from icrl_utils.statistics import Interval, interval
@@ -493,4 +494,32 @@ def test_zero_shot_shows_every_share_interval_and_median():
     assert medians == [5, -15]  # a group without moves has none
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["one", "two"] and figure.get_suptitle() == "Zero-shot"
+
+
+# ------------------------------------------------------------------------------------------------------------- matrices
+
+
+def test_matrices_write_every_number_with_its_interval_into_its_cell():
+    values = np.array([[0.25, 1.0], [0.0, 0.5]])
+    with_ends = Grid(values, ["a", "b"], ["x", "y"], values - 0.125, values + 0.125)
+    figure = plot_matrices({"one": with_ends, "two": Grid(values[:1], ["a"], ["x", "y"])}, "a title", "across", "down")
+    one, two = figure.axes
+    assert texts(one) == [".25\n.12–.38", "1.00\n.88–1.12", ".00\n-.12–.12", ".50\n.38–.62"]
+    assert texts(two) == [".25", "1.00"]
+    assert [label.get_text() for label in one.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in one.get_xticklabels()] == ["x", "y"]
+    assert {text.get_color() for text in one.texts} == {"white", "#222222"}  # readable on dark cells
+    assert draws(figure)
+    with pytest.raises(ValueError, match=r"values has shape \(2, 2\): give \[1, 2\]"):
+        plot_matrices({"one": Grid(values, ["a"], ["x", "y"])})
+
+
+def test_cuts_show_means_beside_single_heads():
+    means = {"nothing": interval(np.array([0.5, 0.7])), "question, at the goal": interval(np.array([0.1, 0.1]))}
+    figure = plot_cuts(means, {"question, at the goal": np.array([[0.0, 0.2], [0.1, 0.05]])}, "a title")
+    dots, heads = figure.axes
+    assert [line.get_xdata()[0] for line in dots.lines] == pytest.approx([0.6, 0.1])
+    assert [label.get_text() for label in dots.get_yticklabels()] == list(means)
+    assert texts(heads) == [".00", ".20", ".10", ".05"]
+    assert [label.get_text() for label in heads.get_yticklabels()] == ["layer 1", "layer 2"]
     assert draws(figure)

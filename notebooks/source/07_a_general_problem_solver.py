@@ -254,7 +254,7 @@ plot_experiment(values_table, "values_by_distance")
 #
 # Then the cache ends, too. Three moves away .36 would be exact: after six walks it is .30, not much more than eight
 # moves away (.25, exact .03), and .20 where the later walks were cut off. Beyond two moves values follow *how often* a
-# way was rewarded rather than how long it is. This may be the floor that notebook 05 (section 6) met on larger lakes:
+# way was rewarded rather than how long it is. This may be the floor that notebook 06 (section 6) met on larger lakes:
 # beyond two moves all ways look alike, and little keeps the agent from a detour.
 
 # %% [markdown]

@@ -2,7 +2,7 @@
 
 True shapes with random weights: time and memory do not depend on what a model has learnt, so no checkpoint is
 needed. A profile that trains on a GPU is measured there, at the shape of the model and of the steps that it trains
-(``--profile full``: Llama 3.1 8B, ``--profile t4``: SmolLM2-360M). Every other profile measures a small twin with Llama
+(``--profile full``: Llama 3.1 8B, ``--profile t4``: SmolLM2-135M). Every other profile measures a small twin with Llama
 3's vocabulary on the CPU. On a GPU the rows are kept in build/results/bench_gpu.csv.
 """
 

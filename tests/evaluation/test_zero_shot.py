@@ -41,11 +41,12 @@ def table(tiny):
 
 
 def test_told_moves_by_hand():
-    """8 right -> 9, 9 down -> hole; again 8 right -> 9, 9 right -> wall, 9 down -> hole; then the episode runs on."""
-    text = "8 right 9 down hole reset 8 right 9 right 9 down hole reset 8 right"
+    """8 right -> 9, 9 down -> hole; again 8 right -> 9, 9 right -> wall, 9 down -> hole; 8 right -> 9 a third time."""
+    text = "8 right 9 down hole reset 8 right 9 right 9 down hole reset 8 right 9 up"
     found = list(told_moves(COMPACT.tokenize(text)[None]))
     assert [(m.position, m.shown, m.distance, m.outcome) for m in found] == [
         (1, 0, 0, "tile"), (3, 0, 0, "hole"), (7, 1, 6, "tile"), (9, 0, 0, "wall"), (11, 1, 8, "hole"),
+        (15, 2, 8, "tile"),
     ]  # fmt: skip
     words = text.split()
     assert [m.observed for m in found] == [COMPACT.tokenize(words[m.position + 1])[0] for m in found]

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from icrl_utils.statistics import (
+    episodes_to_first_streak,
     episodes_to_first_success,
     interval,
+    never_solved,
+    new_pairs,
     repeat_deaths,
     retention,
     shortest_path_rate,
@@ -133,3 +136,20 @@ def test_bad_input():
 def test_numbers_that_cannot_work_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         interval([0.0, 1.0], **arguments)
+
+
+def test_first_streak_by_hand():
+    success = [[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
+    assert episodes_to_first_streak(success).tolist() == [4, 1, 6, 6]
+    assert episodes_to_first_streak(success, 1).tolist() == [2, 1, 1, 6]
+
+
+def test_never_solved_by_hand():
+    assert never_solved([[0, 1, 0], [0, 0, 0], [1, 0, 1]]).tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_new_pairs_by_hand():
+    """Map 0: right, right; the same again and down at its end; map 1: left three times against a wall."""
+    tiles = np.array([[[0, 1, 2, -1], [0, 1, 2, 3]], [[0, 0, 0, 0], [0, 0, -1, -1]]])
+    actions = np.array([[[2, 2, -1], [2, 2, 1]], [[0, 0, 0], [0, -1, -1]]])
+    assert new_pairs(tiles, actions).tolist() == [[2, 1], [1, 0]]

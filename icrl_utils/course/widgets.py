@@ -24,6 +24,7 @@ from icrl_utils.lake.env import STEP_LIMIT
 from icrl_utils.lake.maps import ACTIONS, LakeMap, TileGame
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.rollout import Records, rollout
+from icrl_utils.plots.changes import plot_progress
 from icrl_utils.plots.curves import Curves, plot_learning_curves, success_by_policy
 from icrl_utils.plots.lakes import plot_trajectories
 from icrl_utils.plots.style import ARROWS
@@ -318,3 +319,102 @@ def play_against_agent(
 def _score(episode: Episode) -> str:
     symbol = dict(zip(OUTCOMES, ("", "★", "✕", "…"), strict=True))[episode.outcome]
     return f"{symbol} {episode.steps}"
+
+
+# ---------------------------------------------------------------------- one lake that becomes known, and a bench
+
+
+class EpisodeSlider(ipywidgets.VBox):
+    """See ``episode_slider``. Attributes: ``slider``, ``output``."""
+
+    def __init__(self, lake_map: LakeMap, episodes: Sequence[Episode]):
+        self.lake_map, self.episodes = lake_map, list(episodes)
+        self.slider = ipywidgets.IntSlider(value=0, min=0, max=len(self.episodes) - 1, description="episode")
+        self.slider.observe(self._on_slider, "value")
+        self.output = ipywidgets.Output()
+        super().__init__([self.slider, self.output])
+        self._draw()
+
+    @callback
+    def _on_slider(self, change: object) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        show_figure(self.output, plot_progress(self.lake_map, self.episodes, [self.slider.value]))
+
+
+def episode_slider(lake_map: LakeMap, episodes: Sequence[Episode]) -> EpisodeSlider:
+    """Go through the episodes of one history by a slider: the fog lifts, and deaths stay marked."""
+    return EpisodeSlider(lake_map, episodes)
+
+
+def parse_walk(lake_map: LakeMap, text: str) -> Episode:
+    """The walk ``8 right right down`` on a lake. It must end on a goal or in a hole, at its last move.
+
+    Raises:
+        ValueError: another word, a tile that the lake does not have, or another end.
+    """
+    first, *words = text.split()
+    if not first.isdecimal() or int(first) >= lake_map.n_tiles or not words or not set(words) <= set(ACTIONS):
+        raise ValueError(f"walk={text!r}: give a tile below {lake_map.n_tiles} and moves, for example '8 right down'.")
+    actions = [ACTIONS.index(word) for word in words]
+    tiles = [int(first)]
+    for action in actions:
+        tiles.append(int(lake_map.next_tile[tiles[-1], action]))
+    ends = {**dict.fromkeys(lake_map.goals, "goal"), **dict.fromkeys(lake_map.holes, "hole")}
+    if tiles[-1] not in ends or any(tile in ends for tile in tiles[:-1]):
+        raise ValueError(
+            f"walk={text!r} goes over {tiles}: it must end on a goal or in a hole, not before its last move."
+        )
+    return Episode(tuple(tiles), tuple(actions), cast(Outcome, ends[tiles[-1]]))
+
+
+class LakeBench(ipywidgets.VBox):
+    """See ``lake_bench``. Attributes: ``lake, walks, later, play, output, output_later``."""
+
+    def __init__(self, agent: Policy, lake: str, walks: str, later: str, episodes: int):
+        self.agent, self.episodes = agent, episodes
+        layout, wide = ipywidgets.Layout(width="22em", height="9em"), {"description_width": "7em"}
+        self.lake, self.walks, self.later = (
+            ipywidgets.Textarea(value=text, description=name, layout=layout, style=wide)
+            for text, name in ((lake, "lake"), (walks, "walks shown"), (later, "lake later"))
+        )
+        self.play = ipywidgets.Button(description="Play", button_style="info")
+        self.play.on_click(self._on_play)
+        self.output, self.output_later = ipywidgets.Output(), ipywidgets.Output()
+        super().__init__([
+            ipywidgets.HBox([self.lake, self.walks, self.later]), self.play, self.output, self.output_later
+        ])  # fmt: skip
+        self._play()
+
+    @callback
+    def _on_play(self, button: object) -> None:
+        self._play()
+
+    def _play(self) -> None:
+        lake = LakeMap(tuple(self.lake.value.split()))
+        shown = [parse_walk(lake, line) for line in self.walks.value.splitlines() if line.strip()]
+        later = LakeMap(tuple(self.later.value.split())) if self.later.value.strip() else None
+        for game in (lake, later):
+            if game:
+                check_words(game)
+        changes = {self.episodes: [later]} if later else None
+        schedule = np.ones(self.episodes * (2 if later else 1)).tolist()
+        played = rollout(self.agent, [lake], schedule, shown=[shown], changes=changes).episodes(0)
+        chosen = range(len(shown), len(shown) + self.episodes)
+        show_figure(self.output, plot_progress(lake, [*shown, *played[: self.episodes]], chosen))
+        self.output_later.outputs = ()
+        if later:
+            show_figure(self.output_later, plot_progress(later, played[self.episodes :], range(self.episodes)))
+
+
+def lake_bench(
+    agent: Policy, lake: LakeMap, walks: str = "", later: LakeMap | None = None, episodes: int = 6
+) -> LakeBench:
+    """Draw a lake, walks that the agent is shown before it plays, and a lake that takes the first one's place.
+
+    Args:
+        walks: one a line, a tile and moves: ``2 down down down``. They need not begin at a start.
+        later: played without notice after ``episodes`` episodes; None (or an empty field): the lake stays.
+    """
+    return LakeBench(agent, "\n".join(lake.rows), walks, "\n".join(later.rows) if later else "", episodes)

@@ -18,7 +18,7 @@ from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap, LakeTables
 from icrl_utils.play.policy import Policy
 from icrl_utils.play.posterior_sampling import PosteriorSamplingPolicy
 from icrl_utils.play.rollout import PAPER_SCHEDULE, Records, rollout
-from icrl_utils.plots.changing import plot_changes
+from icrl_utils.plots.changes import plot_changes
 from icrl_utils.statistics import episodes_to_first_streak, interval
 
 # Chosen before the first look at a result.
@@ -33,8 +33,8 @@ PAPER_TWICE = np.tile(PAPER_SCHEDULE, 2)
 class Exchange(NamedTuple):
     """Lakes of n histories before and after the change."""
 
-    before: Sequence[LakeMap]
-    after: Sequence[LakeMap]
+    before: list[LakeMap]
+    after: list[LakeMap]
 
 
 def exchanges(lakes: Sequence[LakeMap] | None = None, n: int = CHANGES_EACH) -> dict[str, Exchange]:
@@ -48,12 +48,12 @@ def exchanges(lakes: Sequence[LakeMap] | None = None, n: int = CHANGES_EACH) -> 
     new = Exchange(lakes[: len(lakes) // 2][:n], lakes[len(lakes) // 2 :][:n])
     kinds = {PROTOCOL: new, NEW_LAKE: new}
     for number, (kind, moved) in enumerate({MOVED_HOLE: _moved_holes, MOVED_GOAL: _moved_goals}.items()):
-        pairs = []
+        kinds[kind] = before, after = Exchange([], [])
         for i, lake in enumerate(lakes):
-            if found := [other for other in moved(lake) if _is_lawful(other)]:
-                drawn = np.random.default_rng([CHANGES_SEED, number, i]).integers(len(found))
-                pairs.append((lake, found[drawn]))
-        kinds[kind] = Exchange(*zip(*pairs[:n], strict=True))
+            found = [other for other in moved(lake) if _is_lawful(other)]
+            if found and len(before) < n:
+                before.append(lake)
+                after.append(found[np.random.default_rng([CHANGES_SEED, number, i]).integers(len(found))])
     return kinds
 
 

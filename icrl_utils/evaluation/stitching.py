@@ -215,8 +215,9 @@ def done_at_crossing(tiles: np.ndarray, actions: np.ndarray, drawn: Sequence[Cro
 
 def stitching_summary(table: Table, law: str = GENERATED) -> list[dict]:
     """Per context and policy, with 95 % intervals over crossings, training seeds averaged: in the first attempt how
-    often the goal was reached, the crossing was reached, and, where it was, the walk switched to the one to the goal
-    or went on to the hole; and success in the later attempts."""
+    often the goal was reached, the goal was reached by a switch at the crossing (``joins``), the crossing was reached,
+    and, where it was, the player switched to the walk to the goal or went on to the hole; and success in the later
+    attempts."""
     summary = []
     for context in CONTEXTS:
         rows = (table["law"] == law) & (table["context"] == context)
@@ -229,6 +230,7 @@ def stitching_summary(table: Table, law: str = GENERATED) -> list[dict]:
                     "policy": policy,
                     "context": context,
                     "arrives": interval(success[:, :, 0].mean(0)),
+                    "joins": interval(((first == TO_GOAL) * success[:, :, 0]).mean(0)),
                     "at_crossing": interval(there),
                     "switches": interval((first == TO_GOAL).mean(0), there),
                     "to_hole": interval((first == TO_HOLE).mean(0), there),
@@ -236,6 +238,18 @@ def stitching_summary(table: Table, law: str = GENERATED) -> list[dict]:
                 }
             )
     return summary
+
+
+def gain_of_both(table: Table, policy: str = "agent", law: str = GENERATED) -> Interval:
+    """By how much a first attempt arrives more often with both walks than with the better one of the two alone: paired
+    over crossings. Who joins walks gains; who follows the one to the goal, once it meets it, does not."""
+    first = {}
+    for context in CONTEXTS[:3]:
+        rows = (table["law"] == law) & (table["context"] == context) & (table["policy"] == policy)
+        part = {name: values[rows] for name, values in table.items()}
+        first[context] = by_policy(part)[policy][:, :, 0].mean(0)
+    alone = max((first[context] for context in CONTEXTS[1:3]), key=np.mean)
+    return interval(first[CONTEXTS[0]] - alone)
 
 
 def describe_stitching(table: Table) -> str:
@@ -259,7 +273,7 @@ def plot_stitching(table: Table, title: str) -> Figure:
     groups: dict[str, dict[str, Interval]] = {panel: {} for panel in panels}
     colors = {}
     for row in rows:
-        if row["policy"] != "agent" and row["context"] in CONTEXTS[1:3]:
+        if row["context"] != CONTEXTS[0] and row["policy"] not in ("agent", "R-max"):
             continue
         name = f"{row['policy']}: {row['context']}"
         colors[name] = POLICY_COLORS.get(row["policy"], POLICY_COLORS["agent"])

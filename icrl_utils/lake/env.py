@@ -241,6 +241,11 @@ class FrozenLakeVectorEnv(gymnasium.vector.VectorEnv):
             actions = np.where(unknown, 0, actions)  # ignored: these maps begin a new episode in this step
         return actions
 
+    def rewind(self, rows: np.ndarray) -> None:
+        """The next step of the rows (int [k]) begins their first episode, as if they had just been reset."""
+        self._episode[rows] = -1
+        self._over[rows] = True
+
     def exchange(self, rows: np.ndarray, maps: Sequence[TileGame]) -> None:
         """From their next episode on the rows (int [k]) play ``maps`` instead; their random streams go on.
 

@@ -166,16 +166,10 @@ def rollout(
         actions=np.full((n, episodes, step_limit), -1, np.int8),
     )  # fmt: skip
     with tqdm(total=n * episodes, desc=policy.name, unit="episode", disable=not progress) as bar:
-        # Histories are played in lock-step: those of a batch have been shown equally many steps.
-        length = np.array([len(story) for story in stories])
-        for same in (np.flatnonzero(length == value) for value in np.unique(length)):
-            for first in range(0, len(same), batch_maps):
-                rows = same[first : first + batch_maps]
-                _start(policy, rows, games, changes, [np.random.default_rng([seed, 3, int(row)]) for row in rows])
-                for told in zip(*(stories[row] for row in rows), strict=True):
-                    action, tile, outcome = np.array(told).T
-                    policy.act(Step(action, tile, outcome.astype(np.uint8)))
-                _play(policy, rows, luck, records, changes, step_limit, bar)
+        for first in range(0, n, batch_maps):
+            rows = np.arange(first, min(first + batch_maps, n))
+            _start(policy, rows, games, changes, [np.random.default_rng([seed, 3, int(row)]) for row in rows])
+            _play(policy, rows, luck, records, changes, [stories[row] for row in rows], step_limit, bar)
     return records
 
 
@@ -241,24 +235,26 @@ def _play(
     luck: Luck,
     records: Records,
     changes: Mapping[int, Sequence[TileGame]],
+    stories: Sequence[Sequence[tuple[int, int, int]]],
     step_limit: int,
     bar: tqdm,
 ) -> None:
-    """Play the maps ``rows`` (increasing) to their last episode and write what happened into ``records``."""
-    first = int(rows[0])
-    env = FrozenLakeVectorEnv(records.maps[first : rows[-1] + 1], step_limit=step_limit)
-    tile, _ = env.reset(seed=luck.env_seed + first)
-    if len(tile) > len(rows):
-        env.keep(rows - first)
-        tile = tile[rows - first]
+    """Play the maps ``rows`` (consecutive) to their last episode and write what happened into ``records``."""
+    env = FrozenLakeVectorEnv([records.maps[row] for row in rows], step_limit=step_limit)
+    tile, _ = env.reset(seed=luck.env_seed + int(rows[0]))
     distances = env.tables.distances
     step = Step(np.full(len(rows), RESET), tile, np.zeros(len(rows), np.uint8))
+    story, to_tell = _padded(stories)
+    clock = 0  # steps told; a history is played from its step ``to_tell`` on
+    step = _told(step, story, to_tell, clock)
     episode, time = np.zeros((2, len(rows)), np.int64)  # of each map: the running episode, actions taken in it
     while True:
+        # As long as a history is told its story, episode and time stay 0 and what is written there is written again.
+        plays = clock >= to_tell
         begins = step.action == RESET
         records.tiles[rows, episode, time] = step.tile
         records.optimal_steps[rows[begins], episode[begins]] = distances[begins, step.tile[begins]]
-        ended = step.outcome != RUNNING
+        ended = plays & (step.outcome != RUNNING)
         records.outcome[rows[ended], episode[ended]] = step.outcome[ended]
         records.steps[rows[ended], episode[ended]] = time[ended]
         bar.update(int(ended.sum()))
@@ -272,11 +268,11 @@ def _play(
             policy.keep(go_on)
             step = Step(*(column[go_on] for column in step))
             rows, episode, time, ended = rows[go_on], episode[go_on], time[go_on], ended[go_on]
-            distances = distances[go_on]
+            distances, plays, story, to_tell = distances[go_on], plays[go_on], story[go_on], to_tell[go_on]
 
         chosen = policy.act(step)
-        for first_episode, games in changes.items():
-            leaves = np.flatnonzero(ended & (episode + 1 == first_episode))
+        for first, games in changes.items():
+            leaves = np.flatnonzero(ended & (episode + 1 == first))
             if len(leaves):
                 new = [games[row] for row in rows[leaves]]
                 env.exchange(leaves, new)
@@ -284,8 +280,29 @@ def _play(
                 distances = env.tables.distances
         at = rows, episode, np.minimum(time, step_limit - 1)  # after an end the action is ignored
         action = np.where(luck.coin[at] < records.epsilon[episode], chosen, luck.action[at]).astype(np.int64)
+        env.rewind(np.flatnonzero(~plays))
         tile, reward, terminated, truncated, _ = env.step(action)
         outcome = np.select([reward > 0, terminated, truncated], [GOAL, HOLE, LIMIT], RUNNING).astype(np.uint8)
         records.actions[rows[~ended], episode[~ended], time[~ended]] = action[~ended]
-        episode, time = episode + ended, np.where(ended, 0, time + 1)
-        step = Step(np.where(ended, RESET, action), tile, outcome)
+        resets = ended | ~plays
+        episode, time = episode + ended, np.where(resets, 0, time + 1)
+        clock += 1
+        step = _told(Step(np.where(resets, RESET, action), tile, outcome), story, to_tell, clock)
+
+
+def _padded(stories: Sequence[Sequence[tuple[int, int, int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n, steps, 3], padded with 0, and int64 [n]: how many of them there are."""
+    lengths = np.array([len(story) for story in stories])
+    padded = np.zeros((len(stories), lengths.max(), 3), np.int64)
+    for row, story in enumerate(stories):
+        padded[row, : len(story)] = np.reshape(story, (-1, 3))
+    return padded, lengths
+
+
+def _told(step: Step, story: np.ndarray, to_tell: np.ndarray, clock: int) -> Step:
+    """``step``, but step ``clock`` of its story where a history still has one."""
+    rows = np.flatnonzero(clock < to_tell)
+    if len(rows):
+        for column, values in zip(step, story[rows, clock].T, strict=True):
+            column[rows] = values
+    return step

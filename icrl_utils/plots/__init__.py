@@ -2,5 +2,5 @@
 
 Each is a pure function of its data and returns a closed Figure: as the last line of a cell it is shown once.
 
-Files in the order of reading: `style`, `lakes`, `curves`, `values`, `matrices`, `changing`, `language_model`.
+Files in the order of reading: `style`, `lakes`, `curves`, `values`, `matrices`, `changes`, `language_model`.
 """

@@ -8,11 +8,11 @@
 #
 # | | |
 # | --- | --- |
-# | **Goals** | honest baselines, paired intervals, two schedules, training seeds; read a learning curve critically |
+# | **Goals** | honest baselines, paired intervals, two schedules; larger lakes, changing lakes, stitching |
 # | **Prerequisites** | notebook 00 (the protocol); notebook 04 for how the agent was made; mean and quantile |
-# | **Reading** | 30 minutes |
+# | **Reading** | 40 minutes |
 # | **Exercises** | 50 minutes |
-# | **Run time** | smoke 40 s · cpu 1 min on two cores |
+# | **Run time** | smoke 1 min · cpu 2 min on two cores |
 # | **Peak memory** | 2 GB |
 # | **Downloads** | none |
 
@@ -20,11 +20,11 @@
 import numpy as np
 
 from icrl_utils import get_profile, held_out_maps, load_agent, rollout
-from icrl_utils.course import checks
+from icrl_utils.course import checks, widgets
 from icrl_utils.evaluation.experiments import by_policy, describe, read_table, results_path, summary
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
+from icrl_utils.plots.changes import plot_progress
 from icrl_utils.plots.curves import plot_learning_curves
-from icrl_utils.plots.lakes import plot_trajectories
 from icrl_utils.statistics import interval
 
 profile = get_profile()
@@ -48,15 +48,28 @@ played = {"agent": rollout(agent, lakes, "paper", seed=0, step_limit=limit, prog
 plot_learning_curves(played, title="Live: it learns!  (Does it?)", resamples=profile.bootstrap)
 
 # %% [markdown]
-# And what does it look like on *one* of these lakes? Grey tiles with a question mark are those that the agent has not
-# yet stood on. In episode 0 every move is forced, so that walk is pure chance, wherever it ends.
+# And what does it look like on *one* of these lakes? Tiles with a question mark are those that the agent has not yet
+# stood on; a cross on an edge says that it has died there before. The lake is chosen by a rule: of the lakes where the
+# agent died on at least two edges and took a shortest way in the end, one whose way has the most bends.
+
 
 # %%
-chosen = {"early: episode 0": 0, "middle: episode 14": 14, "late: episode 29": 29}
-number = int((played["agent"].steps[:, 0] <= 10).argmax())  # the first lake whose first walk is short enough to draw
+def bends(episode):
+    return sum(a != b for a, b in zip(episode.actions, episode.actions[1:], strict=False))
+
+
+def story(records, i):
+    episodes, shortest = records.episodes(i), records.steps[i, -1] == records.optimal_steps[i, -1]
+    deaths = {episode.tiles[-2:] for episode in episodes if episode.outcome == "hole"}
+    return bool(records.success[i, -1] and shortest and len(deaths) >= 2), bends(episodes[-1]), len(deaths)
+
+
+number = max(range(len(lakes)), key=lambda i: story(played["agent"], i))
 episodes = played["agent"].episodes(number)
-known = {title: {tile for episode in episodes[: i + 1] for tile in episode.tiles} for title, i in chosen.items()}
-plot_trajectories(lakes[number], {title: episodes[i] for title, i in chosen.items()}, known)
+plot_progress(lakes[number], episodes, [0, 2, 6, 12, 18, 29])
+
+# %%
+widgets.episode_slider(lakes[number], episodes)
 
 # %% [markdown]
 # The paper draws this curve for its agent, reports that it begins at about 10 % and grows by 900 %, and calls that
@@ -127,8 +140,7 @@ for name, records in played.items():
 # - **rising at constant $\varepsilon$**: the `greedy` schedule, where the agent decides from the first move on (section
 #   5);
 # - beside **tabular Q-learning**, which is what the same experience is worth to a textbook algorithm.
-
-# %% [markdown]
+#
 # ## 3 · How sure are we?
 #
 # Episodes on one lake are relatives: they share the lake and the history. What is independent are lakes. So an interval
@@ -191,12 +203,7 @@ plot_learning_curves(success, paper, title="From the file: all held-out lakes", 
 
 # %% [markdown]
 # The band of a curve says how much the mean would vary with *other lakes*. It says nothing about other training runs:
-# two runs with different seeds are different agents. Here are the three:
-
-# %%
-shipped_seeds = sorted(set(table["training_seed"][table["policy"] == "agent"].tolist()))
-runs = {f"training seed {seed}": values for seed, values in zip(shipped_seeds, success["agent"], strict=True)}
-plot_learning_curves(runs, paper, title="From the file: three training runs", resamples=profile.bootstrap)
+# two runs with different seeds are different agents. So they are told one by one.
 
 # %%
 seeds = [run[:, -10:].mean() for run in success["agent"]]
@@ -218,18 +225,6 @@ print(f"live minus file, same agent and lakes: {agrees.estimate:+.3f} (0 unless 
 # %%
 rows = summary(table)
 print(describe(rows))
-
-# %%
-from icrl_utils.plots.style import POLICY_COLORS
-from icrl_utils.plots.values import plot_intervals
-
-shown = {row["policy"]: row for row in rows if row["policy"] != "random"}
-panels = {"success, last ten": "success", "shortest path taken": "shortest_path", "repeated deaths": "repeat_death"}
-plot_intervals(
-    {title: {name: row[metric] for name, row in shown.items()} for title, metric in panels.items()},
-    colors=POLICY_COLORS, title="From the file: three ways to be good, all held-out lakes",
-    xlabel="share with its 95 % interval; of repeated deaths fewer are better (random is left out)",
-)  # fmt: skip
 
 # %% [markdown]
 # ## 5 · Without forced exploration
@@ -271,21 +266,57 @@ for title, part in {"0 to 4": slice(0, 5), "10 to 14": slice(10, 15), "last ten"
           f"difference {ahead.estimate:+.3f} [{ahead.low:+.3f}, {ahead.high:+.3f}]")  # fmt: skip
 
 # %% [markdown]
+# What does a player do after a failure: the same again, or something new? Count the (tile, action) pairs that an
+# episode tries and no earlier one has tried. And how many lakes are still unsolved after so many episodes?
+
+# %%
+from icrl_utils.plots.values import plot_lines
+from icrl_utils.statistics import never_solved, new_pairs
+
+x, found, unsolved = np.arange(1, 30), {}, {}
+for name in ("agent", "memory-less", "tabular Q", "R-max"):
+    records = greedy[name]
+    new, failed = new_pairs(records.tiles, records.actions)[:, 1:], ~records.success[:, :-1]
+    found[name] = x, (new * failed).sum(0) / np.maximum(failed.sum(0), 1)
+    unsolved[name] = x, never_solved(success[name][0])[:, :-1].mean(0)  # from the file; the first training run
+plot_lines({"Live, 50 lakes: new pairs in the episode after a failure": found}, xlabel="episode")
+
+# %%
+plot_lines({"From the file, 500 lakes: share not solved once": unsolved}, xlabel="episodes played")
+
+# %% [markdown]
 # Nothing rewards exploration for its own sake. Within an episode the value of a move does count what it may reveal,
 # since the next decision will have read it. But it ends with the episode: what a death would teach for the *next* one
 # counts nothing. And how good an untried move is, the network has to guess. Where it guesses too low it walks in a
-# circle, which the rising temperature of its choice (notebook 04, section 6) ends sooner or later. The paper reports
-# circles of its agent, too, in words; here you can count what they cost: on all 500 lakes .4 % of the last ten episodes
-# are cut off.
+# circle. The paper reports circles of its agent, in words. Here is one: the same weights at temperature 0, on the first
+# of our lakes where that ends in a cut-off.
+
+# %%
+cold = load_agent(f"assets/adapters/{profile.adapter}", temperature=0.0)
+still = rollout(cold, lakes[:50], "greedy", episodes=12, step_limit=limit)
+circles = np.argwhere(still.outcome == 3)
+print(f"cut off in the first twelve episodes: {(still.outcome == 3).mean():.1%} at temperature 0, "
+      f"{(greedy['agent'].outcome[:, :12] == 3).mean():.1%} at the shipped one")  # fmt: skip
+i, e = circles[0] if len(circles) else (0, 0)
+plot_progress(lakes[i], still.episodes(i), [e])
 
 # %% [markdown]
+# The rising temperature of the agent's choice (notebook 04, section 6) ends such circles sooner or later: on all 500
+# lakes .4 % of the last ten episodes are cut off.
+#
 # ## 6 · Larger lakes
 #
 # Lakes 6 and 7 tiles wide and high have on average 2.4 times as many tiles as those that DQN trained on (3 to 5), their
 # ways are longer, and so are their histories. DQN never saw such lakes; pretraining saw random play on some. 500 of
-# them are held out, too. **From the file** `assets/results/out_of_distribution.csv.gz`:
+# them are held out, too. First a few of them live, then all **from the file**
+# `assets/results/out_of_distribution.csv.gz`:
 
 # %%
+large_lakes = held_out_maps("out_of_distribution")[: profile.maps // 4]
+for player in (agent, RMaxPolicy()):
+    records = rollout(player, large_lakes, "paper", seed=0, step_limit=limit)
+    print(f"live, {len(large_lakes)} larger lakes: {records.policy:6s} {records.success[:, -10:].mean():.2f} "
+          "of the last ten episodes")  # fmt: skip
 larger = read_table(results_path("out_of_distribution"))
 success = by_policy(larger)
 paper = larger["epsilon"][: success["agent"].shape[2]]
@@ -294,8 +325,6 @@ plot_learning_curves(success, paper, title="From the file: 500 larger lakes (the
 
 # %%
 print(describe(summary(larger)))
-
-# %%
 agent_rows = {name: by_policy(larger, name)["agent"][:, :, -10:] for name in ("success", "steps", "repeat_death")}
 failed = 1 - agent_rows["success"]
 cut_off = failed * (agent_rows["steps"] == 100)
@@ -304,46 +333,106 @@ print(f"How the agent's last ten episodes fail: {(failed - cut_off).mean():.1%} 
 
 # %% [markdown]
 # The agent learns here, too, again far from its memory-less twin and from tabular Q-learning. What it lacks is the
-# straight way. How much of that is distance? A way of four moves is as long on any lake:
+# straight way: .50 of its successes take a shortest path, R-max's .74. A part of that is distance. On the known graph
+# its values are close to the exact ones up to four moves from a goal; further away they stay near .12, about what it
+# gives to a move never tried (notebook 04, section 8), and so it goes to and fro, or tries something new although a way
+# is known. But even where the goal is four moves away the share is only .59 (R-max .77): the larger lake itself, or its
+# longer history, costs more than the distance does. Nearly all of its deaths are on edges that it had not yet tried, so
+# it does not forget what kills. What helped on development lakes stands in the lab book, sections 6 and 7.
+#
+# ## 7 · A changing lake
+#
+# Sixty episodes in one context; after thirty the lake is another one, and nobody is told. The paper does this with its
+# schedule started anew at the change (its Fig. 7): success falls, then rises to almost the old level, "adaptation".
+# But the moves after the change are random again, for everybody. The oracle, which never has to learn anything, shows
+# the same dip and the same rise (first panel). So that curve cannot tell adaptation from its schedule.
+#
+# The clean experiment lets the player decide throughout. Three changes, from all to little: a **new lake**; **one hole
+# moved** onto a shortest way; **the goal moved**. Beside the agent: R-max that never forgets (it believes what it saw
+# last), R-max that knows its last ten episodes only, R-max that is told the moment of the change, optimistic Q.
+# **From the file** `assets/results/changing_lake.csv.gz`:
 
 # %%
-for title, records in (("lakes of 3 to 5", table), ("larger lakes", larger)):
-    for player in ("agent", "R-max"):
-        won = (records["policy"] == player) & (records["episode"] >= 20) & (records["success"] > 0)
-        optimal, steps = records["optimal_steps"][won], records["steps"][won]
-        shares = "  ".join(f"{n} moves {(steps == n)[optimal == n].mean():.2f}" for n in (4, 5, 6, 7))
-        print(f"shortest path taken, {title:15s} {player:6s} goal in {shares}")
+from icrl_utils.evaluation.changing import Exchange, changing_lake, changing_summary, describe_changes, exchanges
+from icrl_utils.evaluation.experiments import plot_experiment
+
+changed = read_table(results_path("changing_lake"))
+print(describe_changes(changed))
+plot_experiment(changed, "changing_lake")
 
 # %% [markdown]
-# Distance is a part of it. On the known graph the agent's values are close to the exact ones up to four moves from a
-# goal; further away they stay near .12, about what it gives to a move never tried (.14; notebook 04, section 8), and so
-# it goes to and fro, or tries something new although a way is known. But on larger lakes the share is low even four
-# moves from the goal: the larger lake itself, or its longer history, costs more than the distance does. (Nearly all of
-# its deaths are on edges that it had not yet tried, so it does not forget what kills.)
+# `fresh` and `after`: episodes until the first of two successes in a row, on the first lake and on the second (31 where
+# there is none). `regret`: episodes after the change that the oracle wins and the player does not (dynamic regret).
+# `old_moves`: in the first five episodes after the change, the share of moves that are right on the old lake and wrong
+# on the new one.
 #
-# Three changes helped on 200 development lakes of these sizes (lab book, sections 6 and 7). Training twice as long:
-# from .72 [.68, .76] to .79 [.76, .83], one training seed. Less of the auxiliary loss, a mean of three seeds: from .79
-# [.76, .82] to .82 [.78, .85], and the share of shortest paths from .41 to .50 (.43, .64 and .41 by seed); without any
-# of it that share is .70, but then the agent dies more often where it had died before. Two more layers: .79 instead of
-# .72, at half the training, for moves 1.5 times as dear.
+# @@CHANGE@@
+#
+# The same at your own scale: other kinds, other lakes, more of them.
+
+# %%
+kind = "moved goal"
+before, after = exchanges(n=4)[kind]
+rerun = changing_lake([agent, RMaxPolicy(), OraclePolicy()], {kind: Exchange(before, after)})
+print(f"Live, {kind}, {len(before)} lakes:")
+print(describe(changing_summary(rerun, kind)))
 
 # %% [markdown]
-# ## 7 · Explore the curves yourself
+# ## 8 · Stitching
+#
+# The paper shows its agent two walks on one lake: one from tile 2 to the goal, one from tile 8 into a hole. They share
+# tile 10. Play begins on tile 8, so neither walk is a solution, but the first half of one and the second half of the
+# other are (its Fig. 5). "All five trials succeed". Here is the same, for our agent:
+
+# %%
+from icrl_utils.evaluation.stitching import (
+    PAPER_CROSSING,
+    crossings_of_every_kind,
+    describe_stitching,
+    gain_of_both,
+    stitching,
+)
+
+walks = PAPER_CROSSING.shown("both walks")
+tries = rollout(agent, [PAPER_CROSSING.lake], "greedy", episodes=5, shown=[walks], step_limit=limit).episodes(0)
+plot_progress(PAPER_CROSSING.lake, [*walks, *tries], range(7))
+
+# %% [markdown]
+# Look at the attempts (episodes 2 to 6; episodes 0 and 1 are the walks shown). A later attempt may simply have learned
+# from the death in the first one. **Only the first attempt tells of stitching**, and one lake tells little. So: 300
+# generated crossings, the first attempt scored by itself, "reached the goal" apart from "switched at the crossing". And
+# controls: only one of the two walks; both with their outcomes exchanged; players without memory, or without planning.
+# **From the file** `assets/results/stitching.csv.gz`:
+
+# %%
+stitched = read_table(results_path("stitching"))
+print(describe_stitching(stitched))
+for name in ("agent", "R-max"):
+    gain = gain_of_both(stitched, name)
+    print(f"{name}: first attempt with both walks minus with the better one alone {gain.estimate:+.2f} "
+          f"[{gain.low:+.2f}, {gain.high:+.2f}]")  # fmt: skip
+plot_experiment(stitched, "stitching")
+
+# %% [markdown]
+# @@STITCH@@
+#
+# The same at your own scale, then a bench: draw a lake, walks that are shown, and a lake that comes later.
+
+# %%
+few = {law: drawn[:4] for law, drawn in crossings_of_every_kind(n=4).items()}
+print("Live, four crossings:", describe_stitching(stitching([agent, RMaxPolicy()], few)), sep="\n")
+
+# %%
+widgets.lake_bench(agent, PAPER_CROSSING.lake, "2 down down down down down\n8 right right right")
+
+# %% [markdown]
+# ## 9 · Explore the curves yourself
 #
 # Choose players, schedule, number of lakes and smoothing. Take few lakes, and see how quickly a "result" becomes noise:
 # the paper has 50.
 
 # %%
-from icrl_utils.course.widgets import learning_curve_explorer
-
-learning_curve_explorer({"paper (live)": played, "greedy (live)": greedy})
-
-# %% [markdown]
-# For readers without a running kernel, the same figure drawn once, with 50 of our lakes, as many as in the paper:
-
-# %%
-few = {name: played[name].success[:50] for name in ("agent", "memory-less", "tabular Q", "random")}
-plot_learning_curves(few, "paper", smooth=3, title="Live: 50 lakes, as in the paper", resamples=profile.bootstrap)
+widgets.learning_curve_explorer({"paper (live)": played, "greedy (live)": greedy})
 
 # %% [markdown]
 # ### Exercise 3 · What does a curve show? (hard, 20 minutes, no code needed)
@@ -378,7 +467,7 @@ def objections():
 
 
 # %% [markdown]
-# ## 8 · What the paper's curve shows, and what it does not
+# ## 10 · What the paper's curve shows, and what it does not
 #
 # Fairness first: the paper (arXiv 2501.14176) showed that a language model with a small adapter, trained by nothing but
 # rewards, can use its context to play unseen lakes, and its held-out lakes are fresh. What its Figure 3 cannot tell:
@@ -389,16 +478,6 @@ def objections():
 # 4. how sure it is (one training run, 50 lakes, no interval).
 #
 # Our figures answer these questions *for our small agent*. They say nothing about theirs.
-#
-# ## 9 · Other kinds of unseen
-#
-# The picture on top shows two more: lakes that are exchanged while the agent plays, and lakes of which the history
-# shows two halves that have to be joined. To these comes the question how good the data must be. They are the next
-# experiments of the course and are not part of it yet:
-#
-# - **changing lakes**: with and without starting the schedule anew, which forces a drop by itself;
-# - **stitching**: hundreds of generated pairs of demonstrations instead of one hand-made lake;
-# - **data quality**: adapters from good, mixed and poor episodes, with more than one seed each.
 
 # %% [markdown]
 # ## Recap

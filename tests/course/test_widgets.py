@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from icrl_utils.course import widgets
-from icrl_utils.course.widgets import Game, learning_curve_explorer, play_against_agent
+from icrl_utils.course.widgets import (
+    Game,
+    episode_slider,
+    lake_bench,
+    learning_curve_explorer,
+    parse_walk,
+    play_against_agent,
+)
+from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.lake.games import GAMES
 from icrl_utils.lake.maps import ACTIONS, LakeMap
@@ -264,3 +272,59 @@ def test_only_widgets_that_ipywidgets_7_and_8_share(curves, player):
         ipywidgets.Dropdown, ipywidgets.SelectMultiple,
     }  # fmt: skip
     assert all(kind in known or issubclass(kind, ipywidgets.VBox) for kind in kinds)
+
+
+# One lake that becomes known, and the bench
+
+
+def test_the_slider_shows_the_episode_that_it_names():
+    episodes = rollout(TabularPolicy(1.0), [LAKE], [1] * 4, seed=1).episodes(0)
+    slider = episode_slider(LAKE, episodes)
+    seen = {picture(slider.output)}
+    for number in (1, 2, 3):
+        slider.slider.value = number
+        seen.add(picture(slider.output))
+    assert slider.slider.max == 3 and len(seen) == 4
+
+
+def test_walks_are_read_from_words():
+    walk = parse_walk(LAKE, "4 right up right right")
+    assert walk == Episode((4, 5, 1, 2, 3), (2, 3, 2, 2), "goal")
+    assert parse_walk(LAKE, "8 right right").outcome == "hole"
+    for text, message in [
+        ("16 up", "give a tile below 16"), ("x up", "give a tile"), ("8", "and moves"), ("8 north", "and moves"),
+        ("8 up", "must end on a goal or in a hole"), ("8 right right up", "not before its last move"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            parse_walk(LAKE, text)
+
+
+class Listener(RandomPolicy):
+    """Remembers the tiles that it was told."""
+
+    def start(self, maps, rngs):
+        super().start(maps, rngs)
+        self.told = []
+
+    def act(self, step):
+        self.told.append(int(step.tile[0]))
+        return super().act(step)
+
+
+def test_the_bench_shows_walks_and_exchanges_the_lake():
+    agent, later = Listener(), LakeMap(("GFFF", "FFFS"))
+    bench = lake_bench(agent, LAKE, "4 right up right right\n\n8 right right", episodes=2)
+    assert agent.told[:8] == [4, 5, 1, 2, 3, 8, 9, 10] and bench.output_later.outputs == ()
+    first = picture(bench.output)
+    bench.walks.value, bench.later.value = "", "\n".join(later.rows)
+    bench.play.click()
+    assert agent.told[0] == 8 and agent.told.count(7) and picture(bench.output) != first
+    assert picture(bench.output_later)
+
+
+def test_the_bench_says_what_it_cannot_read():
+    bench = lake_bench(RandomPolicy(), LAKE)
+    bench.walks.value = "8 up"
+    bench.play.click()
+    (shown,) = bench.output.outputs
+    assert shown["output_type"] == "error" and "must end on a goal" in shown["evalue"]

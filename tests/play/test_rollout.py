@@ -4,9 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from icrl_utils.history.episodes import GOAL, HOLE, LIMIT, RESET, RUNNING
+from icrl_utils.history.episodes import GOAL, HOLE, LIMIT, RESET, RUNNING, Episode
 from icrl_utils.lake.maps import LakeMap, MapDistribution
-from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
+from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, RMaxPolicy, TabularPolicy
 from icrl_utils.play.rollout import epsilon_schedule, rollout
 
 MAPS = MapDistribution(3, 5).sample(12, 3)
@@ -167,3 +167,100 @@ def test_epsilon_is_the_probability_that_the_policy_acts():
     assert share[0] == pytest.approx(0.25, abs=0.03)
     assert share[1] == pytest.approx(0.3 + 0.7 / 4, abs=0.03)
     assert share[2] == 1
+
+
+# Games exchanged in one context
+
+
+def test_games_are_exchanged_without_notice():
+    """Right: onto the goal of the first lake, into the hole of the second one. The player is told steps as ever."""
+    policy = Scripted(2)
+    records = rollout(policy, [LakeMap(("SFG",))], [1] * 4, changes={1: [LakeMap(("FSH", "FFG"))], 3: MAPS[:1]})
+    assert records.outcome[0, :3].tolist() == [GOAL, HOLE, HOLE] and records.steps[0, :3].tolist() == [2, 1, 1]
+    assert records.optimal_steps[0].tolist()[:3] == [2, 2, 2] and records.tiles[0, 3, 0] in MAPS[0].starts
+    told = [tuple(int(column[0]) for column in step) for step in policy.told]
+    assert told[2:6] == [(2, 2, GOAL), (RESET, 1, RUNNING), (2, 2, HOLE), (RESET, 1, RUNNING)]
+
+
+def test_changes_leave_the_episodes_before_and_the_luck_alone():
+    plain, changed = (rollout(TabularPolicy(), MAPS, [0.5] * 6, 4, changes=c) for c in (None, {3: MAPS[::-1]}))
+    np.testing.assert_array_equal(plain.actions[:, :3], changed.actions[:, :3])
+    np.testing.assert_array_equal(plain.tiles[:, :3], changed.tiles[:, :3])
+    again = rollout(TabularPolicy(), MAPS, [0.5] * 6, 4, changes={3: MAPS[::-1]}, batch_maps=5)
+    np.testing.assert_array_equal(again.actions, changed.actions)
+    for i, lake in enumerate(MAPS[::-1]):
+        assert set(changed.tiles[i, 3:, 0].tolist()) <= set(lake.starts)
+
+
+def test_the_oracle_is_told_of_changes_to_smaller_and_larger_lakes():
+    larger = MapDistribution(6, 7).sample(len(MAPS), 0)
+    for first, then in ((MAPS, larger), (larger, MAPS)):
+        records = rollout(OraclePolicy(), first, [1] * 4, changes={2: then})
+        np.testing.assert_array_equal(records.steps, records.optimal_steps)
+        assert records.success.all()
+        assert all(records.tiles[i, 2, 0] in lake.starts for i, lake in enumerate(then))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: MAPS}, "changes' episode=0: pass a whole number from 1 to 2"),
+        ({3: MAPS}, "changes' episode=3"),
+        ({1: MAPS[:3]}, r"changes\[1\] holds 3 games for 12 maps"),
+        ({1: ["SFG"] * 12}, r"changes\[1\] holds 'SFG'"),
+    ],
+)
+def test_bad_changes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        rollout(RandomPolicy(), MAPS, [1] * 3, changes=changes)
+
+
+# Episodes shown before play
+
+SHOWN = Episode((2, 1, 0), (0, 0), "hole"), Episode((1, 2), (2,), "goal")
+
+
+def test_shown_episodes_are_told_before_play_and_not_recorded():
+    policy = Scripted(2)
+    records = rollout(policy, [LakeMap(("SFG",))], [1], shown=[SHOWN])
+    told = [tuple(int(column[0]) for column in step) for step in policy.told]
+    assert told == [
+        (RESET, 2, RUNNING), (0, 1, RUNNING), (0, 0, HOLE), (RESET, 1, RUNNING), (2, 2, GOAL),
+        (RESET, 0, RUNNING), (2, 1, RUNNING),
+    ]  # fmt: skip
+    assert records.episodes(0) == [Episode((0, 1, 2), (2, 2), "goal")]
+
+
+def test_histories_with_unequal_demonstrations_are_played_as_alone():
+    """Some are told longer than others, while those already play."""
+    own = rollout(OraclePolicy(), MAPS, [1, 1])
+    shown = [own.episodes(i)[: i % 3] for i in range(len(MAPS))]
+    for policy in (TabularPolicy(1.0), RMaxPolicy()):
+        together = rollout(policy, MAPS, [1, 0.7, 1], 2, shown=shown)
+        split = rollout(policy, MAPS, [1, 0.7, 1], 2, shown=shown, batch_maps=1)
+        np.testing.assert_array_equal(together.actions, split.actions)
+        plain = rollout(policy, MAPS, [1, 0.7, 1], 2)
+        np.testing.assert_array_equal(together.tiles[:, :, 0], plain.tiles[:, :, 0])  # the same starts
+        np.testing.assert_array_equal(together.actions[::3], plain.actions[::3])  # nothing was shown there
+        assert (together.actions != plain.actions).any()
+
+
+def test_who_was_shown_the_way_goes_it():
+    records = rollout(OraclePolicy(), MAPS, [1])
+    first = rollout(RMaxPolicy(), MAPS, [1], shown=[records.episodes(i) for i in range(len(MAPS))])
+    same_start = first.tiles[:, 0, 0] == records.tiles[:, 0, 0]
+    assert same_start.all() and first.success.all() and (first.steps == first.optimal_steps).all()
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        ([SHOWN] * 3, "shown holds 3 histories for 1 maps"),
+        ([[Episode((0, 1), (2,))]], r"shown\[0\] holds .*finished episodes"),
+        ([[Episode((0, None), (2,), "goal")]], "all their tiles"),
+        ([[Episode((0, 3), (2,), "goal")]], "numbers below 3"),
+    ],
+)
+def test_bad_demonstrations_are_named(shown, message):
+    with pytest.raises(ValueError, match=message):
+        rollout(RandomPolicy(), [LakeMap(("SFG",))], [1], shown=shown)

@@ -21,6 +21,7 @@ from icrl_utils.evaluation.made_up import (
 from icrl_utils.evaluation.tables import table_of
 from icrl_utils.history.episodes import Episode
 from icrl_utils.llama.agent import load_agent
+from icrl_utils.paths import ASSETS, read_json
 from icrl_utils.play.baselines import RandomPolicy
 
 WAY = Episode((8, 9, 13), (2, 1), "goal")
@@ -103,4 +104,9 @@ def test_mean_values_by_hand():
 
 
 def test_what_was_fixed_before_the_first_look():
-    assert (made_up.DRAWS, made_up.DRAWS_SEED, made_up.GAMMA) == (200, 1309, 0.6)
+    assert (made_up.DRAWS, made_up.DRAWS_SEED) == (200, 1309)
+
+
+def test_the_discount_is_that_of_the_shipped_agents():
+    for folder in (ASSETS / "adapters").glob("dqn*"):
+        assert read_json(folder / "run.json", "config")["config"]["gamma"] == made_up.GAMMA

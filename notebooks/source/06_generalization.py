@@ -385,8 +385,13 @@ print(describe(changing_summary(rerun, kind)))
 # other are (its Fig. 5). "All five trials succeed". Here is the same, for our agent:
 
 # %%
-from icrl_utils.evaluation.stitching import PAPER_CROSSING, crossings_of_every_kind, describe_stitching
-from icrl_utils.evaluation.stitching import gain_of_both, stitching
+from icrl_utils.evaluation.stitching import (
+    PAPER_CROSSING,
+    crossings_of_every_kind,
+    describe_stitching,
+    gain_of_both,
+    stitching,
+)
 
 walks = PAPER_CROSSING.shown("both walks")
 tries = rollout(agent, [PAPER_CROSSING.lake], "greedy", episodes=5, shown=[walks], step_limit=limit).episodes(0)

@@ -24,7 +24,7 @@ from icrl_utils.statistics import episodes_to_first_streak, interval
 # Chosen before the first look at a result.
 CHANGE, EPISODES = 30, 60  # the lake is exchanged before this episode, of so many
 CHANGES_SEED = 1309  # draws what moves where
-CHANGES_EACH = 100  # histories of each kind of change
+CHANGES_EACH = 80  # histories of each kind of change
 JUST_AFTER, LAST_TEN = slice(CHANGE, CHANGE + 5), slice(-10, None)
 PROTOCOL, NEW_LAKE, MOVED_HOLE, MOVED_GOAL = "the paper's protocol", "new lake", "moved hole", "moved goal"
 PAPER_TWICE = np.tile(PAPER_SCHEDULE, 2)

@@ -86,7 +86,7 @@ def episodes_to_first_streak(success: np.ndarray, length: int = 2) -> np.ndarray
     """int64 [n]: the number, from 1, of the episode that begins the first ``length`` successes in a row; E + 1 (a lower
     bound) where E episodes have none. Success is bool [n, E]."""
     success = np.asarray(success, bool)
-    windows = np.lib.stride_tricks.sliding_window_view(success, length, axis=1).all(axis=2)
+    windows = np.asarray(np.lib.stride_tricks.sliding_window_view(success, length, axis=1).all(axis=2))
     return np.where(windows.any(1), windows.argmax(1) + 1, success.shape[1] + 1)
 
 

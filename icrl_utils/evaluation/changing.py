@@ -24,7 +24,7 @@ from icrl_utils.statistics import episodes_to_first_streak, interval
 # Chosen before the first look at a result.
 CHANGE, EPISODES = 30, 60  # the lake is exchanged before this episode, of so many
 CHANGES_SEED = 1309  # draws what moves where
-CHANGES_EACH = 100  # histories of each kind of change
+CHANGES_EACH = 80  # histories of each kind of change
 JUST_AFTER, LAST_TEN = slice(CHANGE, CHANGE + 5), slice(-10, None)
 PROTOCOL, NEW_LAKE, MOVED_HOLE, MOVED_GOAL = "the paper's protocol", "new lake", "moved hole", "moved goal"
 PAPER_TWICE = np.tile(PAPER_SCHEDULE, 2)
@@ -44,7 +44,7 @@ def exchanges(lakes: Sequence[LakeMap] | None = None, n: int = CHANGES_EACH) -> 
     goal goes anywhere. Lakes stay lawful: every start at least four moves from its goal. Where nothing can move so, the
     lake is left out.
     """
-    lakes = held_out_maps("in_distribution") if lakes is None else lakes
+    lakes = held_out_maps("in_distribution") if lakes is None else list(lakes)
     new = Exchange(lakes[: len(lakes) // 2][:n], lakes[len(lakes) // 2 :][:n])
     kinds = {PROTOCOL: new, NEW_LAKE: new}
     for number, (kind, moved) in enumerate({MOVED_HOLE: _moved_holes, MOVED_GOAL: _moved_goals}.items()):
@@ -109,7 +109,7 @@ def changing_lake(
     """
     rows = []
     for kind, exchange in (exchanges() if maps is None else maps).items():
-        schedule: str | np.ndarray = PAPER_TWICE if kind == PROTOCOL else np.ones(EPISODES)
+        schedule = (PAPER_TWICE if kind == PROTOCOL else np.ones(EPISODES)).tolist()
         for policy in policies:
             if not isinstance(policy, PosteriorSamplingPolicy):
                 changes = {CHANGE: exchange.after}

@@ -103,7 +103,8 @@ class _Ways(NamedTuple):
 
     def to(self, tile: int) -> tuple[list[int], list[int]]:
         """Tiles and actions of the way there."""
-        tiles, actions = [tile], []
+        tiles: list[int] = [tile]
+        actions: list[int] = []
         while tile in self.before:
             tile, action = self.before[tile]
             tiles.insert(0, tile)

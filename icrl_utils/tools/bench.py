@@ -25,7 +25,6 @@ from icrl_utils.llama.adapters import ONLINE, TARGET, adapter_parameters, add_ad
 from icrl_utils.llama.agent import Agent, load_agent
 from icrl_utils.llama.load import new_tiny_llama, parameter_count
 from icrl_utils.llama.readout import QNetwork, QReadout
-from icrl_utils.llama.words_agent import WordsAgent
 from icrl_utils.paths import ASSETS
 from icrl_utils.play.policy import Choice
 from icrl_utils.play.rollout import rollout
@@ -141,11 +140,11 @@ class Rereader:
         pass
 
 
-def _some_agent() -> Agent | WordsAgent:
+def _some_agent() -> Agent:
     """The shipped agent, or one of its size where none is at hand."""
     folder = ASSETS / "adapters" / "dqn"
     if (folder / "adapter_config.json").exists():
-        return load_agent(folder, device="cpu")
+        return cast(Agent, load_agent(folder, device="cpu"))
     history = HistoryFormat("compact")
     return Agent(new_tiny_llama(history.vocab_size, history.action_ids).eval(), history, QReadout())
 

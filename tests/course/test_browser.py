@@ -165,7 +165,7 @@ def test_a_slider_redraws_its_figure(browser, lab, tmp_path):
     assert wait_for_figure(browser, ".jupyter-widgets", other_than=before).startswith("data:image/png")
 
 
-def test_the_learning_curve_explorer_of_notebook_06(browser, lab):
+def test_the_first_slider_of_notebook_06(browser, lab):
     (source,) = sources(["06"])
     run_all(browser, lab, build(source), source.stem)
     before = wait_for_figure(browser, ".jupyter-widgets")

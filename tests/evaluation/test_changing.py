@@ -38,7 +38,7 @@ def table():
 
 
 def test_what_is_fixed_before_the_first_look():
-    assert (CHANGE, EPISODES, changing.CHANGES_SEED, changing.CHANGES_EACH) == (30, 60, 1309, 100)
+    assert (CHANGE, EPISODES, changing.CHANGES_SEED, changing.CHANGES_EACH) == (30, 60, 1309, 80)
     np.testing.assert_array_equal(changing.PAPER_TWICE[[0, 2, 29, 30, 32, 59]], [0, 0.1, 1, 0, 0.1, 1])
 
 

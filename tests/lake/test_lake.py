@@ -660,3 +660,46 @@ def test_the_maker_never_publishes_other_maps(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="draws other maps .* nothing written"):
         held_out.make_held_out_file()
     assert list(tmp_path.iterdir()) == []
+
+
+# Other games in the same environment
+
+
+def test_a_row_goes_on_with_another_lake_and_its_own_luck():
+    """Exchanged where an episode has ended; the other row and the random streams go on as they would have."""
+    first, second, larger = LakeMap(("SFG", "SFG")), LakeMap(("SFG", "SFG")), LakeMap(("FSFG", "FSFG", "FSFG"))
+    plain, exchanged = (FrozenLakeVectorEnv([first, second]) for _ in range(2))
+    seen = []
+    for env in (plain, exchanged):
+        tiles = [env.reset(seed=3)[0]]
+        for t in range(40):
+            if env is exchanged and t == 2:
+                env.exchange(np.array([0]), [larger])
+            tiles.append(env.step(np.array([2, 2]))[0])
+        seen.append(np.array(tiles))
+    np.testing.assert_array_equal(seen[0][:, 1], seen[1][:, 1])
+    np.testing.assert_array_equal(seen[0][:3], seen[1][:3])
+    assert exchanged.maps == [larger, second] and exchanged.tables.n_tiles == 12
+    assert set(seen[1][3:, 0].tolist()) == {1, 2, 3, 5, 6, 7, 9, 10, 11}
+
+
+def test_a_running_episode_keeps_its_lake():
+    env = FrozenLakeVectorEnv([LakeMap(("SFG",))] * 2)
+    with pytest.raises(RuntimeError, match=r"exchange\(\) while an episode is running"):
+        env.exchange(np.array([0]), [LakeMap(("SG",))])
+    env.reset(seed=0)
+    with pytest.raises(RuntimeError, match=r"exchange\(\) while an episode is running"):
+        env.exchange(np.array([1]), [LakeMap(("SG",))])
+
+
+def test_a_rewound_row_begins_its_first_episode_again():
+    lake = LakeMap(("SFFG", "SFFF", "SFFF", "SFFF"))
+    env = FrozenLakeVectorEnv([lake] * 6)
+    begin, _ = env.reset(seed=5)
+    for _ in range(3):
+        env.step(np.full(6, 2))
+    env.rewind(np.array([0, 4]))
+    tile, reward, terminated, truncated, _ = env.step(np.full(6, 2))
+    np.testing.assert_array_equal(tile[[0, 4]], begin[[0, 4]])
+    assert not reward.any() and not terminated[[0, 4]].any() and not truncated.any()
+    assert env._episode[[0, 4]].tolist() == [0, 0] and env._steps[[0, 4]].tolist() == [0, 0]

@@ -58,6 +58,8 @@ def new_figure(width: float, height: float, *args, **kwargs) -> tuple[Figure, np
 POLICY_COLORS = {  # the same policy has the same colour in every figure
     "agent": BLUE,
     "memory-less": ORANGE,
+    "memory-less table": "#A0522D",
+    "memory-less table, argmax": "#D9A066",
     "random": GREY,
     "tabular Q": GREEN,
     "optimistic tabular Q": SKY,

@@ -96,6 +96,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_remake(args: argparse.Namespace) -> None:
+    from icrl_utils.dqn import one_lake
     from icrl_utils.evaluation import experiments
     from icrl_utils.lake import held_out
     from icrl_utils.tools import pictures
@@ -103,6 +104,7 @@ def run_remake(args: argparse.Namespace) -> None:
     remake = {
         "held-out-maps": held_out.make_held_out_file,
         "figures": experiments.draw_shipped,
+        "one-lake": one_lake.make_file,
         "pictures": pictures.draw_all,
     }
     remake[args.asset]()
@@ -184,8 +186,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04; default: all")
     course.add_argument("--write", action="store_true", help="also renew the committed notebooks/*.ipynb")
     add("lab", run_lab, "open JupyterLab on the first notebook", draws=False)
-    remake = add("remake", run_remake, "make shipped files anew that need no training and no playing", draws=False)
-    remake.add_argument("asset", choices=("held-out-maps", "figures", "pictures"))
+    remake = add("remake", run_remake, "make shipped files anew that take a minute at most", draws=False)
+    remake.add_argument("asset", choices=("held-out-maps", "figures", "one-lake", "pictures"))
     return parser
 
 

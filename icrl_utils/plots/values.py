@@ -31,7 +31,7 @@ from icrl_utils.plots.style import (
     new_figure,
     styled,
 )
-from icrl_utils.statistics import Interval
+from icrl_utils.statistics import Interval, median_interval
 
 # ---------------------------------------------------------------------------------------------------------------- costs
 
@@ -369,3 +369,81 @@ def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
     at = (found.estimate, place)
     text = f"{float(found.estimate):.2f}"
     ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+
+
+# ------------------------------------------------------------------------------------------------- one lake, many ways
+
+
+@styled
+def plot_one_lake(rows: Sequence[Mapping], link: str = "none", replay: bool = False, alpha: float = 0.1) -> Figure:
+    """Q-learning on one lake: errors of one way in the course of learning, and where all ways end.
+
+    Args:
+        rows: of ``one_lake.csv.gz`` (`dqn.one_lake`), a row for each way, network and look; numbers may be strings.
+        link, replay, alpha: the way on the left, ringed on the right.
+    """
+    ways: dict[tuple[str, bool, float], list[Mapping]] = {}
+    for row in rows:
+        ways.setdefault((row["link"], bool(int(row["replay"])), float(row["alpha"])), []).append(row)
+    if (link, replay, alpha) not in ways:
+        raise ValueError(f"link={link!r}, replay={replay!r}, alpha={alpha!r} is not among the rows: see {list(ways)}.")
+    figure, axes = new_figure(9.4, 3.7, 1, 3, width_ratios=[1.25, 1, 1])
+    course, ends, walks = axes[0]
+    chosen = _by_network(ways[link, replay, alpha])
+    x, errors = chosen[0]["step"], np.stack([run["error"] for run in chosen], axis=1)
+    color = _WAY_COLORS[link, replay]
+    course.plot(x, errors, color=color, linewidth=0.7, alpha=0.35)
+    course.plot(x, np.median(errors, axis=1), color=color, linewidth=2.4)
+    course.axhline(1, color=INK, linestyle="--", linewidth=1)
+    course.text(x[-1], 1.12, "largest possible return", fontsize=8.5, ha="right", va="bottom")
+    course.set(yscale="log", ylim=(0.008, 3e3), xlabel="gradient steps", ylabel="root mean square error of Q")
+    course.set_title(f"{_way_name(link, replay)}, α = {alpha:g}\n{len(chosen)} networks and their median", fontsize=10)
+    for (one_link, one_replay), one_color in _WAY_COLORS.items():
+        line = sorted(a for lk, rp, a in ways if (lk, rp) == (one_link, one_replay))
+        networks = [_by_network(ways[one_link, one_replay, a]) for a in line]
+        middle = [median_interval(np.array([run["error"][-1] for run in runs])) for runs in networks]
+        place = np.array(line) * (0.94 if one_replay else 1.06)  # side by side, so that no bar hides another
+        low_high = np.array([[m.estimate - m.low, m.high - m.estimate] for m in middle]).T
+        style: dict[str, Any] = {"color": one_color, "marker": "o", "markersize": 4.5, "linewidth": 1.4}
+        ends.errorbar(place, [m.estimate for m in middle], low_high, **style)
+        share = [np.mean([run["reaches_goal"] for run in runs]) for runs in networks]
+        walks.plot(place, share, **style, label=_way_name(one_link, one_replay))
+        if (one_link, one_replay) == (link, replay):
+            here = line.index(alpha)
+            ring: dict[str, Any] = {"markersize": 13, "color": INK, "fillstyle": "none", "linestyle": "", "zorder": 5}
+            ends.plot(place[here], middle[here].estimate, "o", **ring)
+            walks.plot(place[here], share[here], "o", **ring)
+    ends.axhline(1, color=INK, linestyle="--", linewidth=1)
+    ends.set(yscale="log", ylim=(0.008, 3e3))
+    ends.set_title("error at the end\nmedian and 95 % interval", fontsize=10)
+    walks.set(ylim=(-0.03, 1.03))
+    walks.set_title("greedy walk reaches the goal\nshare of the networks", fontsize=10)
+    for ax in (ends, walks):
+        ax.set(xscale="log", xlabel="α of the slow copy (1: no copy)")
+        ax.set_xticks(sorted({a for _, _, a in ways}), [f"{a:g}" for a in sorted({a for _, _, a in ways})])
+        ax.minorticks_off()
+        ax.grid(axis="y")
+    figure.legend(*walks.get_legend_handles_labels(), ncols=4, fontsize=9, loc="outside lower center")
+    return figure
+
+
+_WAY_COLORS = {("none", False): RED, ("none", True): ORANGE, ("sigmoid", False): SKY, ("sigmoid", True): BLUE}
+
+
+def _way_name(link: str, replay: bool) -> str:
+    return f"{'sigmoid' if link == 'sigmoid' else 'no link'}, {'replay' if replay else 'no replay'}"
+
+
+def _by_network(rows: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """For each network: ``step`` and ``error`` [looks], and whether it ``reaches_goal``."""
+    networks: dict[str, list[Mapping]] = {}
+    for row in rows:
+        networks.setdefault(str(row["seed"]), []).append(row)
+    return [
+        {
+            "step": np.array([int(row["step"]) for row in own]),
+            "error": np.array([float(row["error"]) for row in own]),
+            "reaches_goal": int(own[-1]["reaches_goal"]),
+        }
+        for own in networks.values()
+    ]

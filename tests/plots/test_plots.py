@@ -30,7 +30,7 @@ from icrl_utils.plots.lakes import (
     tile_places,
 )
 from icrl_utils.plots.style import POLICY_COLORS, color_of
-from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
+from icrl_utils.plots.values import plot_calibration, plot_one_lake, plot_q_bars, plot_token_costs, plot_training_log
 from icrl_utils.statistics import interval
 from icrl_utils.tools import pictures
 from icrl_utils.tools.build_notebooks import sources
@@ -466,3 +466,25 @@ def test_the_picture_of_a_game_with_two_floors_shows_both():
     assert draws(figure) and len(figure.axes) == 2
     assert any(int(text) >= LAKE.n_tiles for text in texts(figure.axes[0]) if text.isdigit())
     assert "5" not in texts(figure.axes[0])  # nobody ever stands on the key downstairs
+
+
+# ------------------------------------------------------------------------------------------------- one lake, many ways
+
+
+def test_one_lake_shows_the_chosen_way_and_where_all_ways_end():
+    rows = [
+        {"link": link, "replay": str(int(replay)), "alpha": str(alpha), "seed": str(seed), "step": str(step),
+         "error": str((seed + 1) * alpha * (1 + replay)), "reaches_goal": "" if step == 100 else str(int(seed < 3))}
+        for link in ("none", "sigmoid") for replay in (False, True) for alpha in (1.0, 0.1)
+        for seed in range(5) for step in (100, 200)
+    ]  # fmt: skip
+    figure = plot_one_lake(rows, "sigmoid", True, 0.1)
+    course, ends, walks = figure.axes
+    assert course.get_title(loc="left").startswith("sigmoid, replay, α = 0.1\n5 networks")
+    np.testing.assert_allclose(course.lines[5].get_ydata(), 0.6)  # the median of .2, .4, .6, .8, 1
+    (ring,) = [line for line in ends.lines if line.get_fillstyle() == "none"]
+    assert ring.get_ydata()[0] == pytest.approx(0.6)
+    np.testing.assert_allclose(walks.lines[0].get_ydata(), 0.6)
+    assert draws(figure)
+    with pytest.raises(ValueError, match=r"alpha=0.5 is not among the rows"):
+        plot_one_lake(rows, alpha=0.5)

@@ -103,7 +103,9 @@ def learn(way: Way, data: list[Tensor], lake: LakeMap, steps: int = STEPS) -> Te
         latest = torch.arange(BATCH) + BATCH * step % n
         at = torch.randint(n, (seeds, BATCH), generator=draw) if way.replay else latest
         loss = losses(way, online, slow, [column[run, at] for column in data], lake).mean(1).sum()
-        adam.zero_grad(), loss.backward(), adam.step()  # the networks do not mix: each has its own loss in the sum
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # networks do not mix: each has its own loss in the sum
+        adam.step()
         polyak_update(slow, online, way.alpha)
         looks += [q_tables(online, lake, way.link == "sigmoid").detach()] if step % LOOK_EVERY == LOOK_EVERY - 1 else []
     return torch.stack(looks)

@@ -38,24 +38,26 @@ from icrl_utils.statistics import Interval, median_interval
 
 @styled
 def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8192, title: str = "") -> Figure:
-    """Length of a history: player -> way of writing -> tokens; bars on a logarithmic axis, the context as a line."""
+    """Length of a history: player -> way of writing -> tokens; dots on a logarithmic axis (which has no zero from which
+    bars could begin), the context as a line."""
     ways = list(dict.fromkeys(way for costs in tokens.values() for way in costs))
-    figure, axes = new_figure(8.4, 0.5 + 0.3 * len(tokens) * len(ways))
+    figure, axes = new_figure(8.4, 1.5 + 0.55 * len(tokens))
     ax = axes[0, 0]
-    share = min(0.26, 0.78 / len(ways))  # of the height of a player
-    for i, (way, color) in enumerate(zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False)):
-        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * share
-        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.85 * share, color=color, label=way)
-        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
-        ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
+    for way, color in zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False):
+        lengths = [costs[way] for costs in tokens.values()]
+        ax.plot(lengths, range(len(tokens)), "o", color=color, markersize=10, label=way, zorder=3)
+        for place, length in enumerate(lengths):
+            style = {"textcoords": "offset points", "ha": "center", "fontsize": 9.5, "color": color}
+            ax.annotate(f"{length:,.0f}", (length, place), (0, 9), **style)
+    for place, costs in enumerate(tokens.values()):
+        ax.hlines(place, min(costs.values()), max(costs.values()), color=PALE, linewidth=4, zorder=1)
     ax.axvline(context, color=RED, linewidth=1.5, zorder=0.5)
-    ax.text(context, -0.66, f" context: {context:,}", color=RED, fontsize=8.5, va="bottom")
+    ax.text(context, len(tokens) - 0.55, f" context: {context:,}", color=RED, fontsize=9.5, va="bottom")
     ax.set_yticks(range(len(tokens)), list(tokens))
-    ax.set(ylim=(len(tokens) - 0.45, -0.65), xscale="log", xlabel="tokens (logarithmic)")
+    ax.set(ylim=(len(tokens) - 0.5, -0.6), xscale="log", xlabel="tokens (logarithmic)")
     ax.set_title(title, pad=20)
-    ax.margins(x=0.12)
-    ax.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1.05), ncols=len(ways))
+    ax.margins(x=0.08)
+    ax.legend(fontsize=9.5, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(ways))
     return figure
 
 
@@ -105,9 +107,8 @@ def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarr
         ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
         ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
         ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
-        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal", xlabel="exact Q*")
     axes[0, 0].set_ylabel("learned Q")
-    figure.supxlabel("exact Q*", fontsize=10)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
@@ -177,7 +178,10 @@ def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") ->
         ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
         ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
         ax.spines["left"].set_visible(False)
-    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("slices: one lake, one player each")
+    for ax in axes[-1]:
+        ax.set_xlabel("episode within the slice")
     handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
                ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
@@ -201,7 +205,7 @@ def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
         side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
         ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
     ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q of “right”", ylabel="probe")
     ax.grid(axis="x")
     handles = [
         Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
@@ -289,7 +293,7 @@ Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 @styled
 def plot_lines(
     panels: Mapping[str, Lines],
-    xlabel: str = "",
+    xlabel: str | Sequence[str] = "",
     ylabel: str = "",
     reference: Mapping[str, float] | None = None,
     log: str = "",
@@ -300,6 +304,7 @@ def plot_lines(
     """Curves in one or more panels with common axes: panel title -> name of a curve -> (x [n], y [n] or [n, runs]).
 
     Args:
+        xlabel: of every panel, or one for each.
         reference: name -> height of a dashed line, in every panel.
         log: axes with a logarithmic scale: "", "x", "y" or "xy".
         columns: panels in a row, by default all.
@@ -328,8 +333,12 @@ def plot_lines(
             ax.set_yscale("log")
     if ylim:
         axes[0, 0].set_ylim(*ylim)
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.supylabel(ylabel, fontsize=10)
+    each = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    for i, (ax, label) in enumerate(zip(axes.flat, each, strict=False)):
+        if i + columns >= len(panels):  # nothing below it
+            ax.set_xlabel(label)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     handles: dict[str, Any] = {}
     for ax in axes.flat:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))

@@ -77,7 +77,7 @@ def picture_02() -> Figure:
     _arrow(ax, (4.25, 2.55), (4.25, 2.95))
     for i in range(9):
         ax.add_patch(Rectangle((3.45 + 0.18 * i, 3.0), 0.18, 0.26, facecolor=PALE, edgecolor=GREY, linewidth=0.6))
-    ax.text(3.35, 3.13, "hidden state h at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
+    ax.text(3.35, 3.13, "hidden state u at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
     _arrow(ax, (5.2, 3.13), (6.1, 3.13))
     actions = {4: "left", 7: "down", 8: "right", 12: "up"}
     for row in range(15):
@@ -87,12 +87,12 @@ def picture_02() -> Figure:
         if row in actions:
             ax.text(6.28, y + 0.1, f"row of “{actions[row]}”", fontsize=7.5, va="center")
     ax.text(7.2, 3.75, "output embedding: one row a token", fontsize=8.5, color=GREY, ha="center", va="center")
-    heights = {"left": 0.75, "down": 0.5, "right": 0.6, "up": 1.05}
+    heights = {"left": 0.5, "down": 0.75, "right": 1.05, "up": 0.4}
     for i, action in enumerate(ACTIONS):
         row = next(row for row, name in actions.items() if name == action)
         x = 9.7 + 0.62 * i
         _arrow(ax, (8.3, 3.45 - 0.235 * row), (9.35, 1.9))
-        ax.add_patch(Rectangle((x, 1.3), 0.46, heights[action], facecolor=BLUE if action == "up" else "#A9CCE3"))
+        ax.add_patch(Rectangle((x, 1.3), 0.46, heights[action], facecolor=BLUE if action == "right" else "#A9CCE3"))
         ax.text(x + 0.23, 1.1, ARROWS[action], ha="center", va="center", fontsize=11)
     ax.text(10.9, 2.75, "four Q-values", fontsize=9.5, ha="center", color=INK)
     ax.text(10.9, 0.5, "the largest one plays", fontsize=8.5, ha="center", color=GREY)

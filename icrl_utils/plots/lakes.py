@@ -187,10 +187,9 @@ def draw_lake(ax: Axes, lake_map: TileGame, known: Collection[int] | None = None
             _draw_flag(ax, corner)
         elif letter == "S":
             ax.text(corner[0] + 0.5, corner[1] + 0.54, "S", ha="center", va="center", color=GREY, fontsize=16 * shrink)
-        else:
+        elif not small:
             for x in (0.66, 0.8):
-                ax.plot(corner[0] + [x, x + 0.14], corner[1] + [0.92, 0.74], color="white", linewidth=2 * shrink,
-                        zorder=0.9)  # fmt: skip
+                ax.plot(corner[0] + [x, x + 0.14], corner[1] + [0.92, 0.74], color="white", linewidth=2, zorder=0.9)
         if not small:
             ax.text(
                 corner[0] + 0.07, corner[1] + 0.06, str(tile), ha="left", va="top", fontsize=10, color=INK, zorder=5

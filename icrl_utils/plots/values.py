@@ -357,17 +357,18 @@ def plot_intervals(
 ) -> Figure:
     """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
     names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
-    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
+    size = 1.6 + (2.6 * len(groups) if len(groups) > 1 else 5.4), 0.38 * len(names) + 1.2
     figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
     for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
         for name, found in rows.items():
             _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))
         ax.set_title(panel, fontsize=10)
         ax.grid(axis="x")
-        ax.margins(x=0.16)
+        ax.margins(x=0.16 if len(groups) > 1 else 0.05)
+        ax.set_xlabel(xlabel if len(groups) == 1 else "")
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    figure.supxlabel(xlabel, fontsize=10)
+    figure.supxlabel(xlabel if len(groups) > 1 else "", fontsize=10)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
@@ -377,7 +378,7 @@ def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
     ax.plot(found.estimate, place, "o", color=color, markersize=6)
     at = (found.estimate, place)
     text = f"{float(found.estimate):.2f}"
-    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=9, color=GREY)
 
 
 # ------------------------------------------------------------------------------------------------- one lake, many ways

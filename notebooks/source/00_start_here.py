@@ -38,8 +38,8 @@ print(doctor.report())
 # ## The game
 #
 # One lake will accompany us through the course: number 23 of 500 that are *held out*. Nothing in this course was ever
-# trained on them. You start on **S** and want to reach the flag. Dark discs are holes: one step in, and the episode ends
-# with nothing. Then a new episode begins, on the same lake.
+# trained on them. You start on **S** and want to reach the flag. Dark discs are holes: one step in, and the episode
+# ends with nothing. Then a new episode begins, on the same lake.
 #
 # How was it chosen? By a rule that a test holds: the first lake of the list, four by four with one start and one goal,
 # on which the agent without memory fails ten times out of ten, and the agent with memory, in each of three training
@@ -99,10 +99,10 @@ for number in range(COURSE_LAKE_NUMBER, COURSE_LAKE_NUMBER + 3):
         print("  ", *episode.tiles[:12], "..." if episode.steps > 11 else "", "->", episode.outcome)
 
 # %% [markdown]
-# Expected: on each lake the same walk again and again. The weights hold what is true of lakes *in general*: a good first
-# guess. On ours that guess is deadly, five times out of five, and on one of the next two it happens to be lucky, as
-# often. What is true of *this* lake cannot be in the weights: nobody knew it when they were trained. And a player whose
-# situation is the same at the beginning of each episode does the same each time, but for a little chance.
+# Expected: on each lake the same walk again and again. The weights hold what is true of lakes *in general*: a good
+# first guess. On ours that guess is deadly, five times out of five, and on one of the next two it happens to be lucky,
+# as often. What is true of *this* lake cannot be in the weights: nobody knew it when they were trained. And a player
+# whose situation is the same at the beginning of each episode does the same each time, but for a little chance.
 #
 # ## The idea: do not clear the context
 #
@@ -119,8 +119,9 @@ for number in range(COURSE_LAKE_NUMBER, COURSE_LAKE_NUMBER + 3):
 #
 # *(Test that the code does what this equation says: `tests/test_equations.py::test_00_*`.)*
 #
-# Now the same network with its memory. Nobody helps it and nothing is forced: it makes every move itself, from the first
-# one on. We let it try our lake nine times, ten episodes each, each time from an empty history and with other luck.
+# Now the same network with its memory. Nobody helps it and nothing is forced: it makes every move itself, from the
+# first one on. We let it try our lake nine times, ten episodes each, each time from an empty history and with other
+# luck.
 
 # %%
 agent = load_agent("assets/adapters/dqn")
@@ -153,8 +154,8 @@ plot_trajectories(lake, paths, known, deaths)
 # %% [markdown]
 # Expected: the first episode is that of the agent without memory, and ends in the same hole. Then it tries other ways
 # and dies in other places; after about five episodes the goal, and from then on the shortest way. It does not always
-# get there: on 500 lakes about one in a hundred of its last ten of thirty episodes fails (notebook 05), and what it still does wrong
-# is as interesting as what it does right. The claim was that no weight has moved. Check it:
+# get there: on 500 lakes about one in a hundred of its last ten of thirty episodes fails (notebook 05), and what it
+# still does wrong is as interesting as what it does right. The claim was that no weight has moved. Check it:
 
 # %%
 unchanged = all(tensor.equal(weights_before[name]) for name, tensor in agent.model.state_dict().items())
@@ -225,10 +226,10 @@ print(f"what memory adds in the last ten episodes: {mean:+.2f} (95 % interval {l
 #
 # The paper that this course follows plays by another schedule. In its first twenty episodes some moves are *forced* at
 # random, to help with exploring: with $\varepsilon$ the probability that a move is the player's own, it is 0 in the
-# first two episodes, .1 in the next two, and so on; in the last ten episodes it is 1. (The forced moves are the same for
-# every player on a lake, which makes curves under this schedule zigzag together.) Now it is tempting to divide the end
-# of the curve by its beginning and to report the ratio as improvement. The next cell does that for a player who knows
-# the map and *cannot* learn anything: the oracle, which always walks the shortest way.
+# first two episodes, .1 in the next two, and so on; in the last ten episodes it is 1. (The forced moves are the same
+# for every player on a lake, which makes curves under this schedule zigzag together.) Now it is tempting to divide the
+# end of the curve by its beginning and to report the ratio as improvement. The next cell does that for a player who
+# knows the map and *cannot* learn anything: the oracle, which always walks the shortest way.
 
 # %%
 from icrl_utils.play.baselines import OraclePolicy
@@ -299,7 +300,8 @@ for name, r in records.items():
 #
 # A lake that you have not seen, and that the agent has not seen. You get what it gets: tile numbers. The rules are the
 # same for both: every move is the player's own, from the first one on, and you begin on the same tiles. Its score of an
-# episode appears when you have played it. Can you do better than 0.8 million weights? Run the cell in Jupyter, and click.
+# episode appears when you have played it. Can you do better than 0.8 million weights? Run the cell in Jupyter, and
+# click.
 
 # %%
 from icrl_utils.course.widgets import play_against_agent
@@ -318,8 +320,8 @@ for number, episode in enumerate(game.opponent):
     print(f"episode {number + 1}: {episode.outcome:5s} after {episode.steps:3d} moves")
 
 # %% [markdown]
-# It needs some episodes, and walks to and fro for a while before it goes on. Exploring well is harder than using what is
-# known, for this agent and for the paper's. Did you explore better? Notebook 05 measures it.
+# It needs some episodes, and walks to and fro for a while before it goes on. Exploring well is harder than using what
+# is known, for this agent and for the paper's. Did you explore better? Notebook 05 measures it.
 #
 # ## The symbols of notebooks 00 to 03
 #
@@ -332,12 +334,12 @@ for number, episode in enumerate(game.opponent):
 # | $o$ | what comes back from the lake: a tile number, or how the episode ended | 00 |
 # | $h$ | a history: everything seen and done up to a move | 00 |
 # | $\theta$ | the weights of the network; $\bar\theta$ those of its slow copy (03) | 00 |
-# | $Q$ | value of an action; $Q^*$ the exact one, $Q_{\text{online}}$ and $Q_{\text{target}}$ those of two networks | 00 |
+# | $Q$ | value of an action; $Q^*$ the exact one, $Q_{\text{online}}$, $Q_{\text{target}}$ those of two networks | 00 |
 # | $\varepsilon$ | probability that a move is the player's own (in textbooks often the opposite) | 00 |
 # | $i$ | position of a token in a text | 01 |
 # | $x$ | a token; $x_i$ the one at position $i$ | 01 |
 # | $\mathcal{D}$ | the positions of all decisions in a text | 01 |
-# | $e$ | an episode; $n_e$ its number of moves | 01 |
+# | $e$, $n_e$ | an episode, and its number of moves | 01 |
 # | $u$ | the network's hidden state at one position | 02 |
 # | $m$ | its width: so many numbers | 02 |
 # | $v$ | a token of the vocabulary | 02 |
@@ -383,8 +385,8 @@ for number, episode in enumerate(game.opponent):
 #
 # <details><summary>Answers</summary>
 #
-# 1. What a player that cannot learn reaches by the same schedule on the same lakes (here: the oracle rises as much), the
-#    same agent without memory, and an interval over lakes.
+# 1. What a player that cannot learn reaches by the same schedule on the same lakes (here: the oracle rises as much),
+#    the same agent without memory, and an interval over lakes.
 # 2. No. The die reaches the goal now and then on every lake; the memory-less agent always on some lakes and never on
 #    most. Equal means, other causes: look at single lakes.
 # 3. Its weights and the number of the tile: a fixed first guess for every tile, whatever the lake. Notebook 01 measures
@@ -394,13 +396,14 @@ for number, episode in enumerate(game.opponent):
 #
 # ## Further reading
 #
-# - Rentschler and Roberts, *RL + Transformer = A General-Purpose Problem Solver*, [arXiv 2501.14176](https://arxiv.org/abs/2501.14176):
-#   the paper that this course follows, with a Llama 3.1 8B.
-# - Laskin et al., *In-context Reinforcement Learning with Algorithm Distillation*, [arXiv 2210.14215](https://arxiv.org/abs/2210.14215):
-#   the same effect from imitating a learning algorithm.
-# - Lee et al., *Supervised Pretraining Can Learn In-Context Reinforcement Learning*, [arXiv 2306.14892](https://arxiv.org/abs/2306.14892):
-#   the same effect from optimal actions as labels, which our agent never sees.
-# - Duan et al., *RL²: Fast Reinforcement Learning via Slow Reinforcement Learning*, [arXiv 1611.02779](https://arxiv.org/abs/1611.02779):
-#   the older idea, with a recurrent network.
+# - Rentschler and Roberts, *RL + Transformer = A General-Purpose Problem Solver*, [arXiv
+#   2501.14176](https://arxiv.org/abs/2501.14176): the paper that this course follows, with a Llama 3.1 8B.
+# - Laskin et al., *In-context Reinforcement Learning with Algorithm Distillation*, [arXiv
+#   2210.14215](https://arxiv.org/abs/2210.14215): the same effect from imitating a learning algorithm.
+# - Lee et al., *Supervised Pretraining Can Learn In-Context Reinforcement Learning*, [arXiv
+#   2306.14892](https://arxiv.org/abs/2306.14892): the same effect from optimal actions as labels, which our agent never
+#   sees.
+# - Duan et al., *RL²: Fast Reinforcement Learning via Slow Reinforcement Learning*, [arXiv
+#   1611.02779](https://arxiv.org/abs/1611.02779): the older idea, with a recurrent network.
 #
 # Next: [01, how does a game become text?](01_environment_and_history.ipynb)

@@ -339,7 +339,8 @@ for name, values in found._asdict().items():
 # %% [markdown]
 # Read the columns. At position 0 the agent went down (1) and nothing ended, so the next decision, at position 2, tells
 # what this was worth. At 2 it went down again, died, and the episode *terminated*. At 6 and 8 it ran against the wall;
-# the second time the clock was stopped. At 12 it went down. `has_target` is False at 8 and 12. Why? Exercise 3 asks you.
+# the second time the clock was stopped. At 12 it went down. `has_target` is False at 8 and 12. Why? Exercise 3 asks
+# you.
 #
 # ## Exercise 1: one move on the ice
 #
@@ -375,9 +376,9 @@ def next_tile(tile: int, action: int, height: int, width: int) -> int:
 #
 # *Difficulty: easy. About 5 minutes.*
 #
-# The set $\mathcal{D}$ above, in plain Python, for a list of compact words that may begin and end anywhere. Being one position
-# off here is the classic mistake: the code runs, the loss falls, and the agent learns to name the move that it has
-# already made.
+# The set $\mathcal{D}$ above, in plain Python, for a list of compact words that may begin and end anywhere. Being one
+# position off here is the classic mistake: the code runs, the loss falls, and the agent learns to name the move that it
+# has already made.
 
 
 # %% tags=["exercise"]

@@ -179,7 +179,7 @@ def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") ->
         ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
         ax.spines["left"].set_visible(False)
     for ax in axes[:, 0]:
-        ax.set_ylabel("slices: one lake, one player each")
+        ax.set_ylabel("slices")
     for ax in axes[-1]:
         ax.set_xlabel("episode within the slice")
     handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in

@@ -196,9 +196,9 @@ for name, rows in (("rows of the base", W), ("nearly parallel rows", parallel)):
 # Give the model a memory of our lake: the first sixteen episodes of random play that found the goal, fell into both
 # holes and saw nearly all tiles. Then ask for Q on every tile. (It is asked as if an episode began there. On most tiles
 # none ever did, so this is a question outside of its experience; the pattern is worth more than the digits.) On the
-# left the exact values $Q^*$ (discount $\gamma = .6$, as in our training; notebook 04 says why), then the base, then the
-# agent that notebooks 03 and 04 make of it. Dark is high, the number is the largest of the four, the red triangle says
-# which move has it. Tiles that the memory has never visited lie in fog.
+# left the exact values $Q^*$ (discount $\gamma = .6$, as in our training; notebook 04 says why), then the base, then
+# the agent that notebooks 03 and 04 make of it. Dark is high, the number is the largest of the four, the red triangle
+# says which move has it. Tiles that the memory has never visited lie in fog.
 
 # %%
 from icrl_utils import load_agent
@@ -234,11 +234,11 @@ plot_q_lakes(lake, maps, known=dict.fromkeys(players, visited))
 
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward
-# was ever mentioned. It *knows* that right of 0 comes a hole, if it saw it; it does not know that this is bad. The
-# agent's values rise towards the goal, though less steeply than the exact ones, and moves into holes that it has seen
-# are light. So are moves against the edge of the lake where the memory has shown it, though in $Q^*$ they are not:
-# bumping into a wall costs one move and no more. That is on purpose: notebook 03 shows why we train the agent to count
-# a wall as worth nothing.
+# was ever mentioned. It *knows* that right of 0 comes a hole, since it saw it; it does not know that this is bad. The
+# agent's values rise towards the goal, on the way from the start nearly as the exact ones do; farther off not every
+# triangle is right. Moves into holes that it has seen are light. So are moves against the edge of the lake where the
+# memory has shown it, though in $Q^*$ they are not: bumping into a wall costs one move and no more. That is on purpose:
+# notebook 03 shows why we train the agent to count a wall as worth nothing.
 #
 # A check of that knowledge. The base predicts what comes *after* a move, and is nearly always right where the
 # context has already shown it:

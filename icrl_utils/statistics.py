@@ -13,6 +13,7 @@ first; the spread between training seeds is another question than the spread bet
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -74,6 +75,24 @@ def interval(
         # A resample in which nothing was eligible has no estimate; the others have.
         low, high = np.nanquantile(np.tensordot(counts, values, 1) / np.tensordot(counts, weight, 1), ends, axis=0)
     return Interval(estimate, low, high)
+
+
+def median_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Median of n independent values with an interval that holds for every law: two of the values in order.
+
+    Their ranks k and n + 1 - k are as narrow as they can be with P(median between them) >= ``level``, where the number
+    of values below the median is Binomial(n, 1/2). Below six values there is none at .95: it spans them all.
+
+    Args:
+        values: [n, ...]; further axes are kept.
+    """
+    ordered = np.sort(np.asarray(values, float), axis=0)
+    if ordered.ndim == 0 or len(ordered) == 0:
+        raise ValueError(f"values has shape {ordered.shape}; give one value per run, [runs, ...].")
+    n = len(ordered)
+    at_most = np.cumsum([math.comb(n, k) / 2**n for k in range(n + 1)])  # P(at most k values below the median)
+    cut = max(int((at_most <= (1 - real_number("level", level, 0, 1)) / 2).sum()), 1)
+    return Interval(np.median(ordered, axis=0), ordered[cut - 1], ordered[n - cut])
 
 
 def episodes_to_first_success(success: np.ndarray) -> np.ndarray:

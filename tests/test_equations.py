@@ -109,7 +109,7 @@ def test_01_tokens_of_a_history(random_play):
 
 @pytest.mark.parametrize("history", [COMPACT, PAPER], ids=["compact", "paper"])
 def test_01_decisions(history, random_play):
-    """D = {t : x_{t+1} is an action word}; in the paper's text the role "action" is another word than any action."""
+    """D = {i : x_{i+1} is an action word}; in the paper's text the role "action" is another word than any action."""
     ids = history.tokenize(history.render(random_play))
     found = history.decisions(ids[None])
     wanted = [t for t in range(len(ids) - 1) if ids[t + 1] in history.action_ids]
@@ -121,7 +121,7 @@ def test_01_decisions(history, random_play):
 
 
 def test_02_read_out(model, random_play):
-    """Q(h_t, a) = sigmoid(s (w_a . h_t) - c), and w_a . h_t is the logit of the model's own forward pass."""
+    """Q(h, a) = sigmoid(beta (w_a . u) - c), and w_a . u is the logit of the model's own forward pass."""
     readout = QReadout(scale=0.7, offset=1.3)
     ids = torch.from_numpy(COMPACT.tokenize(COMPACT.render(random_play[:4])))[None]
     d = COMPACT.decisions(ids.numpy())
@@ -142,7 +142,7 @@ def test_02_read_out(model, random_play):
 
 
 def test_02_bytes_of_logits(model):
-    """B T V b bytes for full logits, B D 4 b for what DQN uses."""
+    """N T V b bytes for full logits, N D 4 b for what DQN uses."""
     B, T, D = 3, 20, 7
     ids, position = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, D, dtype=torch.int64)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_02_bytes_of_logits(model):
 
 
 def test_02_gap_of_two_actions(model):
-    """|z_a - z_b| = s |(w_a - w_b) . h| <= s |w_a - w_b| |h|: parallel rows cannot tell actions apart."""
+    """|z_a - z_a'| = beta |(w_a - w_a') . u| <= beta |w_a - w_a'| |u|: parallel rows cannot tell actions apart."""
     s = 1.7
     readout = QReadout(scale=s, offset=0.4)
     ids = torch.randint(0, 64, (4, 30), generator=torch.Generator().manual_seed(0))
@@ -173,7 +173,7 @@ def test_02_gap_of_two_actions(model):
 
 
 def test_03_td_targets(random_play):
-    """y_d = r_d + gamma (1 - e_d) Q_target(d+1, argmax_a Q_online(d+1, a)), decision by decision, on real slices."""
+    """y_d = r_d + gamma (1 - end_d) Q_target(d+1, argmax_a Q_online(d+1, a)), decision by decision, on real slices."""
     ids = COMPACT.tokenize(COMPACT.render(random_play[:12]))
     d = COMPACT.decisions(ids[None, : 2 * (len(ids) // 2)])
     n = int(d.valid.sum())

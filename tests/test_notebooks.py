@@ -190,6 +190,55 @@ def test_cells_are_short(number):
             assert len(cell.source.splitlines()) <= 15, cell.source
 
 
+# ----------------------------------------------------------------------------------------------------------- symbols
+
+WITH_SYMBOLS = ("00", "01", "02", "03")  # the notebooks that the table of symbols in 00 is for
+LETTER = r"\\(?:alpha|beta|gamma|theta|varepsilon|sigma|ell|tau|mu|mathcal\{D\})|[A-Za-z]"
+
+
+def prose(number):
+    return "\n".join(cell.source for cell in source_cells(number) if cell.cell_type == "markdown")
+
+
+def letters(formula):
+    """The letters of a formula that stand for something: no words, no names of functions, no layout."""
+    bare = re.sub(r"\\(text|mathbb|mathrm|operatorname)\{[^}]*\}", " ", formula)
+    bare = re.sub(r"\\(bar|hat|bigl|bigr|left|right|begin|end)\b", " ", bare)
+    found = re.findall(LETTER + r"|\\[A-Za-z]+", bare)
+    return {letter for letter in found if re.fullmatch(LETTER, letter)}
+
+
+def formulas(text):
+    return re.findall(r"\$\$(.+?)\$\$|\$(.+?)\$", re.sub(r"`[^`]*`", "", text), flags=re.DOTALL)
+
+
+def symbols_of_the_table():
+    """The letters of each row of the table."""
+    rows = re.findall(r"^\| (\$[^|]+\$) \|", prose("00"), flags=re.MULTILINE)
+    return [letters(" ".join(re.findall(r"\$(.+?)\$", row))) for row in rows]
+
+
+def test_letters_of_a_formula():
+    assert letters(r"\bar\theta \leftarrow (1 - \alpha)\,\bar\theta") == {r"\theta", r"\alpha"}
+    assert letters(r"\mathcal{D} = \{ i : x_{i+1} \in \{\text{left}\} \}") == {r"\mathcal{D}", "i", "x"}
+    assert letters(r"u \in \mathbb{R}^m, \arg\max_a Q_{\text{online}}(d{+}1, a)") == {"u", "m", "a", "Q", "d"}
+
+
+def test_no_symbol_is_defined_twice():
+    rows = symbols_of_the_table()
+    assert len(rows) > 20 and all(rows)
+    all_letters = [letter for row in rows for letter in row]
+    assert len(all_letters) == len(set(all_letters)), [x for x in all_letters if all_letters.count(x) > 1]
+
+
+@pytest.mark.parametrize("number", WITH_SYMBOLS)
+def test_every_symbol_of_a_formula_is_in_the_table_of_notebook_00(number):
+    known = set().union(*symbols_of_the_table())
+    for pair in formulas(prose(number)):
+        unknown = letters("".join(pair)) - known
+        assert not unknown, f"{number}: {sorted(unknown)} in ${''.join(pair)}$: give each a row in the table of 00"
+
+
 TRIVIAL = """\
 # %% [markdown]
 # # 99 · Trivial

@@ -7,6 +7,7 @@ from icrl_utils.statistics import (
     episodes_to_first_streak,
     episodes_to_first_success,
     interval,
+    median_interval,
     never_solved,
     new_pairs,
     repeat_deaths,
@@ -153,3 +154,21 @@ def test_new_pairs_by_hand():
     tiles = np.array([[[0, 1, 2, -1], [0, 1, 2, 3]], [[0, 0, 0, 0], [0, 0, -1, -1]]])
     actions = np.array([[[2, 2, -1], [2, 2, 1]], [[0, 0, 0], [0, -1, -1]]])
     assert new_pairs(tiles, actions).tolist() == [[2, 1], [1, 0]]
+
+
+def test_median_interval_by_hand():
+    """Of ten values the second and the ninth: P(at most 1 below) = 11/1024 = .011 <= .025 < P(at most 2) = .055."""
+    found = median_interval(np.array([7, 1, 9, 3, 10, 2, 8, 4, 6, 5]))
+    assert found == (5.5, 2, 9)
+    columns = median_interval(np.arange(20.0).reshape(10, 2))
+    np.testing.assert_array_equal(columns.estimate, [9, 10])
+    assert median_interval(np.array([3.0, 1.0, 2.0])) == (2, 1, 3)  # too few for any interval
+    with pytest.raises(ValueError, match=r"values has shape \(0,\)"):
+        median_interval(np.zeros(0))
+
+
+def test_median_interval_holds_the_median_as_often_as_it_says():
+    draws = np.random.default_rng(0).exponential(size=(32, 4000))
+    found = median_interval(draws)
+    held = ((found.low <= np.log(2)) & (np.log(2) <= found.high)).mean()
+    assert held == pytest.approx(0.980, abs=0.008)  # 1 - 2 P(Bin(32, .5) <= 9): the tightest of at least .95

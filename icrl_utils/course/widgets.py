@@ -28,6 +28,7 @@ from icrl_utils.plots.changes import plot_progress
 from icrl_utils.plots.curves import Curves, plot_learning_curves, success_by_policy
 from icrl_utils.plots.lakes import plot_trajectories
 from icrl_utils.plots.style import ARROWS
+from icrl_utils.plots.values import plot_one_lake
 
 
 def show_figure(output: ipywidgets.Output, figure: Figure) -> None:
@@ -140,6 +141,42 @@ def _epsilon(group: Curves, name: str) -> np.ndarray | str | None:
         if isinstance(records, Records):
             return records.epsilon
     return name if name in ("paper", "greedy") else None
+
+
+# ------------------------------------------------------------------------------------------------ one lake, many ways
+
+
+class OneLakeExplorer(ipywidgets.VBox):
+    """See ``one_lake_explorer``. Attributes ``alpha, link, replay, output`` are its widgets."""
+
+    def __init__(self, rows: Sequence[Mapping]):
+        self.rows = rows
+        alphas = sorted({float(row["alpha"]) for row in rows})
+        wide = {"description_width": "9em"}
+        self.alpha = ipywidgets.SelectionSlider(
+            options=[(f"{alpha:g}", alpha) for alpha in alphas], value=0.1, description="α of the slow copy",
+            style=wide, continuous_update=False,
+        )  # fmt: skip
+        links = [("none, squared error", "none"), ("sigmoid, cross-entropy", "sigmoid")]
+        self.link = ipywidgets.Dropdown(options=links, description="link", style=wide)
+        self.replay = ipywidgets.Dropdown(options=[("off", False), ("on", True)], description="replay", style=wide)
+        self.output = ipywidgets.Output()
+        for widget in (self.alpha, self.link, self.replay):
+            widget.observe(self._on_way, "value")
+        super().__init__([ipywidgets.HBox([self.alpha, self.link, self.replay]), self.output])
+        self._draw()
+
+    @callback
+    def _on_way(self, change: object) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        show_figure(self.output, plot_one_lake(self.rows, self.link.value, self.replay.value, self.alpha.value))
+
+
+def one_lake_explorer(rows: Sequence[Mapping]) -> OneLakeExplorer:
+    """``plot_one_lake`` with three controls: how slow the copy is, the link, replay. ``rows`` as there."""
+    return OneLakeExplorer(rows)
 
 
 # -------------------------------------------------------------------------------------------------- play it yourself
@@ -297,23 +334,17 @@ class PlayAgainstAgent(ipywidgets.VBox):
         show_figure(self.output, plot_trajectories(lake_map, episodes))
 
 
-def play_against_agent(
-    agent: Policy,
-    lake_map: TileGame,
-    schedule: str | Sequence[float] = "greedy",
-    episodes: int | None = None,
-    seed: int = 0,
-) -> PlayAgainstAgent:
-    """Play a lake, or another game, by its tile numbers alone, and compare yourself with ``agent`` on the same starts.
+def play_against_agent(agent: Policy, lake_map: TileGame, episodes: int = 8, seed: int = 0) -> PlayAgainstAgent:
+    """Play a lake, or another game, by its tile numbers alone, and compare yourself with ``agent``.
 
-    The agent plays all its episodes when the widget is made, with a fresh history; ``schedule`` and ``episodes`` are
-    those of ``rollout``.
+    The same rules for both: every move is the player's own from the first on, the starts are the same, and an episode
+    ends after as many moves. The agent plays all its ``episodes`` when the widget is made, with a fresh history.
 
     Raises:
         ValueError: the lake has more than 64 tiles.
     """
     check_words(lake_map)  # before the agent plays it
-    return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], schedule, seed=seed, episodes=episodes))
+    return PlayAgainstAgent(lake_map, rollout(agent, [lake_map], "greedy", seed=seed, episodes=episodes))
 
 
 def _score(episode: Episode) -> str:

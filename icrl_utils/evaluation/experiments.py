@@ -359,7 +359,7 @@ def plot_success(table: Table, title: str) -> Figure:
     first = (table["map"] == 0) & (table["policy"] == table["policy"][0])
     first &= table["training_seed"] == table["training_seed"][first][0]
     epsilon = table["epsilon"][first][np.argsort(table["episode"][first])]
-    return plot_learning_curves(by_policy(table), epsilon, title=title)
+    return plot_learning_curves(by_policy(table), epsilon, title=title, failures=True)
 
 
 def plot_success_by_law(table: Table, title: str) -> Figure:

@@ -23,6 +23,7 @@ def plot_learning_curves(
     title: str = "",
     resamples: int = 2_000,
     seed: int = 0,
+    failures: bool = False,
 ) -> Figure:
     """Success by episode, one curve a policy, with 95 % bootstrap bands over maps.
 
@@ -35,6 +36,8 @@ def plot_learning_curves(
         schedule: epsilon of the episodes, as in ``rollout``; by default that of the records, ``greedy`` for arrays.
         smooth: each point is the mean of the last ``smooth`` episodes up to it.
         resamples: bootstrap samples of maps for a band; 0 draws none.
+        failures: below, the share of failures on a logarithmic axis, which tells players apart that nearly always
+            succeed; each point there is the mean of five episodes or ``smooth``, whichever is more.
     """
     success = success_by_policy(curves)
     episodes = {values.shape[1] for values in success.values()}
@@ -44,18 +47,11 @@ def plot_learning_curves(
     epsilon = _epsilon_of(curves, schedule, n_episodes)
     has_warm_up = bool((epsilon < 1).any())
 
-    heights = [14, 1] if has_warm_up else [1]
-    figure, axes = new_figure(8.4, 4.3, len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-    ax, x = axes[0, 0], np.arange(n_episodes)
-    ends = {}
-    for i, (name, values) in enumerate(success.items()):
-        values = trailing_mean(values, smooth)
-        mean, color = values.mean(axis=0), color_of(name, i)
-        if resamples:
-            band = interval(values, resamples=resamples, seed=seed)
-            ax.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0)
-        ax.plot(x, mean, color=color, linewidth=2.4 if name == "agent" else 1.7, label=name, zorder=3)
-        ends[name] = (float(mean[-5:].mean()), color)
+    heights = [14] + [10] * failures + [1] * has_warm_up
+    size = 4.0 + 2.9 * failures + 0.3 * has_warm_up
+    figure, axes = new_figure(8.4, size, len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    ax = axes[0, 0]
+    ends = _draw_curves(ax, {name: trailing_mean(values, smooth) for name, values in success.items()}, resamples, seed)
     _label_ends(ax, ends, n_episodes - 1)
     maps = sorted({len(values) for values in success.values()})
     note = f"mean of {'–'.join(map(str, dict.fromkeys((maps[0], maps[-1]))))} lakes"
@@ -63,13 +59,48 @@ def plot_learning_curves(
     note += f", mean of {smooth} episodes" if smooth > 1 else ""
     ax.set(ylim=(-0.02, 1.02), xlim=(-0.5, n_episodes - 0.5), ylabel="success rate")
     ax.set_title(title or "Success by episode", pad=20)
-    ax.text(0, 1.025, note, transform=ax.transAxes, fontsize=8.5, color=GREY, va="bottom")
+    ax.text(0, 1.025, note, transform=ax.transAxes, fontsize=9.5, color=GREY, va="bottom")
     ax.grid(axis="y")
     ax.set_axisbelow(True)
+    if failures:
+        _show_failures(axes[1, 0], success, max(5, smooth), resamples, seed)
     if has_warm_up:
-        _show_epsilon(ax, axes[1, 0], epsilon)
+        _show_epsilon(ax, axes[-1, 0], epsilon)
     axes[-1, 0].set_xlabel("episode on the same lake (counted from 0)")
     return figure
+
+
+def _draw_curves(
+    ax: Axes, values: Mapping[str, np.ndarray], resamples: int, seed: int, floor: float = -np.inf
+) -> dict[str, tuple[float, str]]:
+    """A mean and its band for each policy. Returns the mean of each one's last five points, and its colour."""
+    ends = {}
+    for i, (name, of_maps) in enumerate(values.items()):
+        mean, color, x = of_maps.mean(axis=0), color_of(name, i), np.arange(of_maps.shape[1])
+        if resamples:
+            band = interval(of_maps, resamples=resamples, seed=seed)
+            low, high = (np.maximum(end, floor) for end in (band.low, band.high))
+            ax.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+        width = 2.4 if name == "agent" else 1.7
+        ax.plot(x, np.maximum(mean, floor), color=color, linewidth=width, label=name, zorder=3)
+        ends[name] = (max(float(mean[-5:].mean()), floor), color)
+    return ends
+
+
+def _show_failures(ax: Axes, success: Mapping[str, np.ndarray], window: int, resamples: int, seed: int) -> None:
+    """Shares of failures, means of ``window`` episodes, on a logarithmic axis whose lowest line says: none."""
+    failed = {name: trailing_mean(1 - values, window) for name, values in success.items()}
+    least = min(values.mean(axis=0)[values.mean(axis=0) > 0].min(initial=1) for values in failed.values())
+    floor = 10.0 ** np.floor(np.log10(least) - 0.3)
+    ends = _draw_curves(ax, failed, resamples, seed, floor)
+    ax.set(yscale="log", ylim=(0.8 * floor, 1.15), ylabel="share of failures (log)")
+    powers = 10.0 ** np.arange(round(np.log10(floor)), 1)
+    ax.set_yticks(powers, ["none", *(without_leading_zero(f"{power:g}") for power in powers[1:])])
+    ax.minorticks_off()
+    ax.set_title(f"Failures, mean of {window} episodes", fontsize=10)
+    ax.grid(axis="y")
+    ax.set_axisbelow(True)
+    _label_ends(ax, ends, len(next(iter(success.values()))[0]) - 1, gap=0.085, log=True)
 
 
 @styled
@@ -208,21 +239,26 @@ def _steps(values: np.ndarray) -> tuple[list[float], list[tuple[int, int]]]:
     return values[starts].tolist(), list(zip(starts.tolist(), lasts.tolist(), strict=True))
 
 
-def _label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], last: float, gap: float = 0.062) -> None:
-    """Names at the right end of their curves, moved apart where they would cover each other."""
+def _label_ends(
+    ax: Axes, ends: Mapping[str, tuple[float, str]], last: float, gap: float = 0.062, log: bool = False
+) -> None:
+    """Names at the right end of their curves, moved apart where they would cover each other: ``gap`` is a share of the
+    axis, which is linear or logarithmic."""
     names = sorted(ends, key=lambda name: ends[name][0])
-    heights = np.array([ends[name][0] for name in names])
+    bottom, top = np.log10(ax.get_ylim()) if log else (0.0, 1.0)
+    heights = np.array([np.log10(ends[name][0]) if log else ends[name][0] for name in names])
+    gap *= top - bottom
     for _ in range(200):
         for i in range(len(names) - 1):
             overlap = gap - (heights[i + 1] - heights[i])
             if overlap > 0:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
-    for name, height in zip(names, heights, strict=True):
+    for name, height in zip(names, 10**heights if log else heights, strict=True):
         end, color = ends[name]
         ax.annotate(
             name, (last + 0.5, end), (last + 1.3, height), xycoords="data", textcoords="data", color=color, va="center",
-            fontsize=9, fontweight="bold" if name == "agent" else "normal", annotation_clip=False,
+            fontsize=9.5, fontweight="bold" if name == "agent" else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0,
                         "relpos": (0, 0.5)},
         )  # fmt: skip

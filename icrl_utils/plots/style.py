@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from icrl_utils.lake.maps import ACTIONS
 
@@ -52,12 +53,15 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def new_figure(width: float, height: float, *args, **kwargs) -> tuple[Figure, np.ndarray]:
     """A figure of so many inches and its axes [rows, columns]; other arguments are those of ``plt.subplots``."""
-    return plt.subplots(*args, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.1)  # titles of two lines need more room than the default
+    return plt.subplots(*args, figsize=(width, height), squeeze=False, layout=layout, **kwargs)
 
 
 POLICY_COLORS = {  # the same policy has the same colour in every figure
     "agent": BLUE,
     "memory-less": ORANGE,
+    "memory-less table": "#A0522D",
+    "memory-less table, argmax": "#D9A066",
     "random": GREY,
     "tabular Q": GREEN,
     "optimistic tabular Q": SKY,

@@ -31,31 +31,33 @@ from icrl_utils.plots.style import (
     new_figure,
     styled,
 )
-from icrl_utils.statistics import Interval
+from icrl_utils.statistics import Interval, median_interval
 
 # ---------------------------------------------------------------------------------------------------------------- costs
 
 
 @styled
 def plot_token_costs(tokens: Mapping[str, Mapping[str, float]], context: int = 8192, title: str = "") -> Figure:
-    """Length of a history: player -> way of writing -> tokens; bars on a logarithmic axis, the context as a line."""
+    """Length of a history: player -> way of writing -> tokens; dots on a logarithmic axis (which has no zero from which
+    bars could begin), the context as a line."""
     ways = list(dict.fromkeys(way for costs in tokens.values() for way in costs))
-    figure, axes = new_figure(8.4, 0.5 + 0.3 * len(tokens) * len(ways))
+    figure, axes = new_figure(8.4, 1.5 + 0.55 * len(tokens))
     ax = axes[0, 0]
-    share = min(0.26, 0.78 / len(ways))  # of the height of a player
-    for i, (way, color) in enumerate(zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False)):
-        place = np.arange(len(tokens)) + (i - (len(ways) - 1) / 2) * share
-        bars = ax.barh(place, [costs[way] for costs in tokens.values()], height=0.85 * share, color=color, label=way)
-        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        labels = [f"{costs[way]:,.0f}" for costs in tokens.values()]
-        ax.bar_label(bars, labels, fontsize=8, padding=3, zorder=3, bbox=label_box)
+    for way, color in zip(ways, cycle((BLUE, ORANGE, GREY, SKY)), strict=False):
+        lengths = [costs[way] for costs in tokens.values()]
+        ax.plot(lengths, range(len(tokens)), "o", color=color, markersize=10, label=way, zorder=3)
+        for place, length in enumerate(lengths):
+            style = {"textcoords": "offset points", "ha": "center", "fontsize": 9.5, "color": color}
+            ax.annotate(f"{length:,.0f}", (length, place), (0, 9), **style)
+    for place, costs in enumerate(tokens.values()):
+        ax.hlines(place, min(costs.values()), max(costs.values()), color=PALE, linewidth=4, zorder=1)
     ax.axvline(context, color=RED, linewidth=1.5, zorder=0.5)
-    ax.text(context, -0.66, f" context: {context:,}", color=RED, fontsize=8.5, va="bottom")
+    ax.text(context, len(tokens) - 0.55, f" context: {context:,}", color=RED, fontsize=9.5, va="bottom")
     ax.set_yticks(range(len(tokens)), list(tokens))
-    ax.set(ylim=(len(tokens) - 0.45, -0.65), xscale="log", xlabel="tokens (logarithmic)")
+    ax.set(ylim=(len(tokens) - 0.5, -0.6), xscale="log", xlabel="tokens (logarithmic)")
     ax.set_title(title, pad=20)
-    ax.margins(x=0.12)
-    ax.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1.05), ncols=len(ways))
+    ax.margins(x=0.08)
+    ax.legend(fontsize=9.5, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(ways))
     return figure
 
 
@@ -105,9 +107,8 @@ def plot_values_against_exact(learned: Mapping[str, np.ndarray], exact: np.ndarr
         ax.plot([0, 1], [0, 1], color=PALE, linewidth=5, zorder=1, solid_capstyle="round")
         ax.plot(np.ravel(exact), np.ravel(values), "o", color=BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
         ax.set_title(f"{panel}\nroot mean square error {error:.3f}", fontsize=9.5)
-        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal", xlabel="exact Q*")
     axes[0, 0].set_ylabel("learned Q")
-    figure.supxlabel("exact Q*", fontsize=10)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
@@ -177,7 +178,10 @@ def plot_sets(panels: Mapping[str, Sequence[Sequence[int]]], title: str = "") ->
         ax.set_title(f"{panel}: {goals:.0%} reach the goal", fontsize=10)
         ax.set(ylim=(len(slices) - 0.4, -0.6), yticks=[])
         ax.spines["left"].set_visible(False)
-    figure.supxlabel("episode within the slice (a row is one slice: one lake, one player)", fontsize=9.5)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("slices")
+    for ax in axes[-1]:
+        ax.set_xlabel("episode within the slice")
     handles = [Patch(color=OUTCOME_COLORS[code], label=name) for code, name in
                ((GOAL, "goal"), (HOLE, "hole"), (LIMIT, "step limit"))]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5)
@@ -201,7 +205,7 @@ def plot_probes(rows: Sequence[Mapping], title: str = "") -> Figure:
         side, gap = ("right", -0.03) if row["broken"] > 0.5 else ("left", 0.03)
         ax.text(row["broken"] + gap, place + 0.3, row["damage"], ha=side, va="center", fontsize=8.5, color=RED)
     ax.set_yticks(range(len(rows)), [row["probe"] for row in rows])
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.06, 1.06), xlabel="Q of “right”", ylabel="probe")
     ax.grid(axis="x")
     handles = [
         Line2D([], [], color=INK, linewidth=2.4, label="wanted"),
@@ -289,7 +293,7 @@ Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 @styled
 def plot_lines(
     panels: Mapping[str, Lines],
-    xlabel: str = "",
+    xlabel: str | Sequence[str] = "",
     ylabel: str = "",
     reference: Mapping[str, float] | None = None,
     log: str = "",
@@ -300,6 +304,7 @@ def plot_lines(
     """Curves in one or more panels with common axes: panel title -> name of a curve -> (x [n], y [n] or [n, runs]).
 
     Args:
+        xlabel: of every panel, or one for each.
         reference: name -> height of a dashed line, in every panel.
         log: axes with a logarithmic scale: "", "x", "y" or "xy".
         columns: panels in a row, by default all.
@@ -328,8 +333,12 @@ def plot_lines(
             ax.set_yscale("log")
     if ylim:
         axes[0, 0].set_ylim(*ylim)
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.supylabel(ylabel, fontsize=10)
+    each = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    for i, (ax, label) in enumerate(zip(axes.flat, each, strict=False)):
+        if i + columns >= len(panels):  # nothing below it
+            ax.set_xlabel(label)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     handles: dict[str, Any] = {}
     for ax in axes.flat:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
@@ -348,17 +357,18 @@ def plot_intervals(
 ) -> Figure:
     """Estimates as dots with their 95 % intervals: panel title -> name -> Interval of shares. One row a name."""
     names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
-    size = 1.6 + 2.6 * len(groups), 0.34 * len(names) + 1.2
+    size = 1.6 + (2.6 * len(groups) if len(groups) > 1 else 5.4), 0.38 * len(names) + 1.2
     figure, axes = new_figure(*size, 1, len(groups), sharex=True, sharey=True)
     for ax, (panel, rows) in zip(axes[0], groups.items(), strict=True):
         for name, found in rows.items():
             _interval_dot(ax, names.index(name), found, colors.get(name, BLUE))
         ax.set_title(panel, fontsize=10)
         ax.grid(axis="x")
-        ax.margins(x=0.16)
+        ax.margins(x=0.16 if len(groups) > 1 else 0.05)
+        ax.set_xlabel(xlabel if len(groups) == 1 else "")
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    figure.supxlabel(xlabel, fontsize=10)
+    figure.supxlabel(xlabel if len(groups) > 1 else "", fontsize=10)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     return figure
 
@@ -368,4 +378,82 @@ def _interval_dot(ax: Axes, place: int, found: Interval, color: str) -> None:
     ax.plot(found.estimate, place, "o", color=color, markersize=6)
     at = (found.estimate, place)
     text = f"{float(found.estimate):.2f}"
-    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    ax.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=9, color=GREY)
+
+
+# ------------------------------------------------------------------------------------------------- one lake, many ways
+
+
+@styled
+def plot_one_lake(rows: Sequence[Mapping], link: str = "none", replay: bool = False, alpha: float = 0.1) -> Figure:
+    """Q-learning on one lake: errors of one way in the course of learning, and where all ways end.
+
+    Args:
+        rows: of ``one_lake.csv.gz`` (`dqn.one_lake`), a row for each way, network and look; numbers may be strings.
+        link, replay, alpha: the way on the left, ringed on the right.
+    """
+    ways: dict[tuple[str, bool, float], list[Mapping]] = {}
+    for row in rows:
+        ways.setdefault((row["link"], bool(int(row["replay"])), float(row["alpha"])), []).append(row)
+    if (link, replay, alpha) not in ways:
+        raise ValueError(f"link={link!r}, replay={replay!r}, alpha={alpha!r} is not among the rows: see {list(ways)}.")
+    figure, axes = new_figure(9.4, 3.7, 1, 3, width_ratios=[1.25, 1, 1])
+    course, ends, walks = axes[0]
+    chosen = _by_network(ways[link, replay, alpha])
+    x, errors = chosen[0]["step"], np.stack([run["error"] for run in chosen], axis=1)
+    color = _WAY_COLORS[link, replay]
+    course.plot(x, errors, color=color, linewidth=0.7, alpha=0.35)
+    course.plot(x, np.median(errors, axis=1), color=color, linewidth=2.4)
+    course.axhline(1, color=INK, linestyle="--", linewidth=1)
+    course.text(x[-1], 1.12, "largest possible return", fontsize=8.5, ha="right", va="bottom")
+    course.set(yscale="log", ylim=(0.008, 3e3), xlabel="gradient steps", ylabel="root mean square error of Q")
+    course.set_title(f"{_way_name(link, replay)}, α = {alpha:g}\n{len(chosen)} networks and their median", fontsize=10)
+    for (one_link, one_replay), one_color in _WAY_COLORS.items():
+        line = sorted(a for lk, rp, a in ways if (lk, rp) == (one_link, one_replay))
+        networks = [_by_network(ways[one_link, one_replay, a]) for a in line]
+        middle = [median_interval(np.array([run["error"][-1] for run in runs])) for runs in networks]
+        place = np.array(line) * (0.94 if one_replay else 1.06)  # side by side, so that no bar hides another
+        low_high = np.array([[m.estimate - m.low, m.high - m.estimate] for m in middle]).T
+        style: dict[str, Any] = {"color": one_color, "marker": "o", "markersize": 4.5, "linewidth": 1.4}
+        ends.errorbar(place, [m.estimate for m in middle], low_high, **style)
+        share = [np.mean([run["reaches_goal"] for run in runs]) for runs in networks]
+        walks.plot(place, share, **style, label=_way_name(one_link, one_replay))
+        if (one_link, one_replay) == (link, replay):
+            here = line.index(alpha)
+            ring: dict[str, Any] = {"markersize": 13, "color": INK, "fillstyle": "none", "linestyle": "", "zorder": 5}
+            ends.plot(place[here], middle[here].estimate, "o", **ring)
+            walks.plot(place[here], share[here], "o", **ring)
+    ends.axhline(1, color=INK, linestyle="--", linewidth=1)
+    ends.set(yscale="log", ylim=(0.008, 3e3))
+    ends.set_title("error at the end\nmedian and 95 % interval", fontsize=10)
+    walks.set(ylim=(-0.03, 1.03))
+    walks.set_title("greedy walk reaches the goal\nshare of the networks", fontsize=10)
+    for ax in (ends, walks):
+        ax.set(xscale="log", xlabel="α of the slow copy (1: no copy)")
+        ax.set_xticks(sorted({a for _, _, a in ways}), [f"{a:g}" for a in sorted({a for _, _, a in ways})])
+        ax.minorticks_off()
+        ax.grid(axis="y")
+    figure.legend(*walks.get_legend_handles_labels(), ncols=4, fontsize=9, loc="outside lower center")
+    return figure
+
+
+_WAY_COLORS = {("none", False): RED, ("none", True): ORANGE, ("sigmoid", False): SKY, ("sigmoid", True): BLUE}
+
+
+def _way_name(link: str, replay: bool) -> str:
+    return f"{'sigmoid' if link == 'sigmoid' else 'no link'}, {'replay' if replay else 'no replay'}"
+
+
+def _by_network(rows: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """For each network: ``step`` and ``error`` [looks], and whether it ``reaches_goal``."""
+    networks: dict[str, list[Mapping]] = {}
+    for row in rows:
+        networks.setdefault(str(row["seed"]), []).append(row)
+    return [
+        {
+            "step": np.array([int(row["step"]) for row in own]),
+            "error": np.array([float(row["error"]) for row in own]),
+            "reaches_goal": int(own[-1]["reaches_goal"]),
+        }
+        for own in networks.values()
+    ]

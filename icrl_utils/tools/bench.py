@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import gymnasium
@@ -52,6 +52,19 @@ def peak_bytes(call: Callable[[], object]) -> int:
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return int(np.cumsum(sizes).max())
+
+
+def as_rows(name: str, found: Mapping[str, float] | Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+    """What a benchmark returned as rows ``benchmark, figure, value``, the same for all. Where it returned a row per
+    way, the figures are named by the way: ``ours: seconds``."""
+    rows = [found] if isinstance(found, Mapping) else found
+    figures = [
+        (f"{row['way']}: {key}" if "way" in row else key, value)
+        for row in rows
+        for key, value in row.items()
+        if isinstance(value, float | int)
+    ]
+    return [{"benchmark": name, "figure": figure, "value": f"{value:.4g}"} for figure, value in figures]
 
 
 def bench_env(profile: Profile | None = None, seed: int = 0) -> dict[str, float]:

@@ -12,24 +12,24 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from icrl_utils.history.compact import COMPACT_WORDS
 from icrl_utils.history.episodes import Episode
 from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.held_out import COURSE_LAKE
 from icrl_utils.lake.maps import ACTIONS, LakeMap
 from icrl_utils.paths import ASSETS, ROOT
 from icrl_utils.plots.lakes import TOKEN_COLORS, draw_lake, draw_path, token_kind
 from icrl_utils.plots.style import ARROWS, BLUE, GREY, INK, PALE, RED, new_figure, styled
 
-EXAMPLE = LakeMap(("FFFG", "FFFH", "SFHF", "FHFF"))  # the running example: number 430 of the held-out maps
 LEFT, DOWN, RIGHT, UP = range(4)
-DEATH = Episode((8, 9, 13), (RIGHT, DOWN), "hole")
-DETOUR = Episode((8, 9, 5, 6, 10), (RIGHT, UP, RIGHT, DOWN), "hole")
-WIN = Episode((8, 9, 5, 6, 2, 3), (RIGHT, UP, RIGHT, UP, RIGHT), "goal")
+DEATH = Episode((0, 4, 8), (DOWN, DOWN), "hole")  # on COURSE_LAKE, as the others
+DETOUR = Episode((0, 4, 5, 1), (DOWN, RIGHT, UP), "hole")
+WIN = Episode((0, 4, 5, 6, 2), (DOWN, RIGHT, RIGHT, UP), "goal")
 
 
 @styled
 def picture_00() -> Figure:
     """One frozen network; what it is told; the text that grows."""
     figure, axes = new_figure(9.2, 3.0, 1, 2, gridspec_kw={"width_ratios": [1, 2.9]})
-    draw_lake(axes[0, 0], EXAMPLE, known={8})
-    axes[0, 0].set_title("All that it is told:\n“you stand on tile 8”", fontsize=10)
+    draw_lake(axes[0, 0], COURSE_LAKE, known={0})
+    axes[0, 0].set_title("All it is told:\n“you stand on tile 0”", fontsize=10)
     ax = _canvas(axes[0, 1], 10.2, 4)
     _box(ax, 0.1, 1.25, 1.9, 1.5, "a network\nweights frozen")
     _arrow(ax, (2.1, 2.3), (2.9, 2.3), "move")
@@ -49,11 +49,11 @@ def picture_00() -> Figure:
 def picture_01() -> Figure:
     """A walk on a lake becomes words, and words become numbers."""
     figure, axes = new_figure(9.2, 2.7, 1, 2, gridspec_kw={"width_ratios": [1, 3.1]})
-    draw_lake(axes[0, 0], EXAMPLE)
-    draw_path(axes[0, 0], EXAMPLE, DEATH)
+    draw_lake(axes[0, 0], COURSE_LAKE)
+    draw_path(axes[0, 0], COURSE_LAKE, DEATH)
     ax = _canvas(axes[0, 1], 9.2, 3.4)
     ax.text(0.3, 3.0, "played", fontsize=9, color=GREY)
-    ax.text(2.0, 3.0, "Episode(tiles=(8, 9, 13), actions=(2, 1), outcome='hole')", fontsize=9.5, family="monospace")
+    ax.text(2.0, 3.0, "Episode(tiles=(0, 4, 8), actions=(1, 1), outcome='hole')", fontsize=9.5, family="monospace")
     ax.text(0.3, 2.05, "written", fontsize=9, color=GREY)
     text = HistoryFormat("compact").render([DEATH])
     ax.text(2.0, 2.05, f"“{text} …”", fontsize=9.5, family="monospace")
@@ -69,15 +69,15 @@ def picture_02() -> Figure:
     """From the last hidden state, four rows of the output embedding make four numbers."""
     figure, axes = new_figure(9.2, 2.9)
     ax = _canvas(axes[0, 0], 12.2, 3.9)
-    words = "8 right 9 down hole reset 8".split()
+    words = "0 down 4 down hole reset 0".split()
     _tokens(ax, 0.1, 0.35, words, decisions=(6,), width=0.62)
-    ax.text(0.1, 0.05, "a history: the agent died below tile 9", fontsize=8.5, color=GREY, va="center")
+    ax.text(0.1, 0.05, "a history: the agent died below tile 4", fontsize=8.5, color=GREY, va="center")
     _box(ax, 0.1, 1.35, 4.5, 1.15, "Llama")
     _arrow(ax, (4.25, 0.95), (4.25, 1.3))
     _arrow(ax, (4.25, 2.55), (4.25, 2.95))
     for i in range(9):
         ax.add_patch(Rectangle((3.45 + 0.18 * i, 3.0), 0.18, 0.26, facecolor=PALE, edgecolor=GREY, linewidth=0.6))
-    ax.text(3.35, 3.13, "hidden state h at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
+    ax.text(3.35, 3.13, "hidden state u at the decision", fontsize=8.5, color=GREY, ha="right", va="center")
     _arrow(ax, (5.2, 3.13), (6.1, 3.13))
     actions = {4: "left", 7: "down", 8: "right", 12: "up"}
     for row in range(15):
@@ -87,12 +87,12 @@ def picture_02() -> Figure:
         if row in actions:
             ax.text(6.28, y + 0.1, f"row of “{actions[row]}”", fontsize=7.5, va="center")
     ax.text(7.2, 3.75, "output embedding: one row a token", fontsize=8.5, color=GREY, ha="center", va="center")
-    heights = {"left": 0.75, "down": 0.5, "right": 0.6, "up": 1.05}
+    heights = {"left": 0.5, "down": 0.75, "right": 1.05, "up": 0.4}
     for i, action in enumerate(ACTIONS):
         row = next(row for row, name in actions.items() if name == action)
         x = 9.7 + 0.62 * i
         _arrow(ax, (8.3, 3.45 - 0.235 * row), (9.35, 1.9))
-        ax.add_patch(Rectangle((x, 1.3), 0.46, heights[action], facecolor=BLUE if action == "up" else "#A9CCE3"))
+        ax.add_patch(Rectangle((x, 1.3), 0.46, heights[action], facecolor=BLUE if action == "right" else "#A9CCE3"))
         ax.text(x + 0.23, 1.1, ARROWS[action], ha="center", va="center", fontsize=11)
     ax.text(10.9, 2.75, "four Q-values", fontsize=9.5, ha="center", color=INK)
     ax.text(10.9, 0.5, "the largest one plays", fontsize=8.5, ha="center", color=GREY)
@@ -115,7 +115,7 @@ def picture_03() -> Figure:
             _box(ax, 0.2, 0.5, 2.6, 1.3, "slow copy")
             _arrow(ax, (2.9, 1.15), (5.9, 1.15))
             _arrow(ax, (1.5, 2.55), (1.5, 1.9))
-            ax.text(1.7, 2.2, "follows, 10 % a step", fontsize=8.5, color=GREY, va="center")
+            ax.text(1.7, 2.2, "follows slowly", fontsize=8.5, color=GREY, va="center")
         else:
             _arrow(ax, (2.4, 2.55), (5.9, 1.15), color=RED)
             ax.text(2.5, 0.9, "moves with every step,\ntoo, and always ahead", fontsize=8.5, color=RED, va="center")
@@ -129,7 +129,7 @@ def picture_04() -> Figure:
     """A frozen stack of layers, a small adapter on each, and where the gradient goes."""
     figure, axes = new_figure(9.2, 3.1)
     ax = _canvas(axes[0, 0], 12.4, 4.2)
-    _tokens(ax, 0.1, 0.3, "8 right 9 down hole reset 8".split(), decisions=(6,), width=0.62)
+    _tokens(ax, 0.1, 0.3, "0 down 4 down hole reset 0".split(), decisions=(6,), width=0.62)
     ax.text(0.1, 0.0, "histories of ever new lakes", fontsize=8.5, color=GREY, va="center")
     for layer in range(4):
         y = 1.3 + 0.66 * layer
@@ -179,17 +179,17 @@ def picture_06() -> Figure:
     """Kinds of unseen: a new lake, a larger one, one that changes, one known in two halves."""
     larger = LakeMap(("FFFFHF", "SFHFFF", "FFFFHF", "HFFFFF", "FFHFSF", "FGFFFH"))
     other = LakeMap(("SFFF", "HFHF", "FFFH", "GFFF"))
-    known = EXAMPLE.starts[0]
+    known = COURSE_LAKE.starts[0]
     figure, axes = new_figure(9.2, 2.5, 1, 4)
-    draw_lake(axes[0, 0], EXAMPLE, known={known})
+    draw_lake(axes[0, 0], COURSE_LAKE, known={known})
     axes[0, 0].set_title("a new lake", fontsize=10)
     draw_lake(axes[0, 1], larger, known={6, 28})
     axes[0, 1].set_title("a larger one", fontsize=10)
     draw_lake(axes[0, 2], other, known={0, 1, 2, 3, 7})
-    axes[0, 2].set_title("another one, unannounced", fontsize=10)
-    draw_lake(axes[0, 3], EXAMPLE, known={8, 9, 5, 6, 10, 2, 3})
-    draw_path(axes[0, 3], EXAMPLE, DETOUR, color=RED)
-    draw_path(axes[0, 3], EXAMPLE, Episode((6, 2, 3), (UP, RIGHT), "goal"))
+    axes[0, 2].set_title("another, unannounced", fontsize=10)
+    draw_lake(axes[0, 3], COURSE_LAKE, known={0, 4, 5, 1, 6, 2})
+    draw_path(axes[0, 3], COURSE_LAKE, DETOUR, color=RED)
+    draw_path(axes[0, 3], COURSE_LAKE, Episode((5, 6, 2), (RIGHT, UP), "goal"))
     axes[0, 3].set_title("known in two halves", fontsize=10)
     return figure
 

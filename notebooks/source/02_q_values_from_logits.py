@@ -31,10 +31,10 @@ import torch
 from icrl_utils import get_profile, held_out_maps
 from icrl_utils.history.compact import COMPACT_WORDS
 from icrl_utils.history.format import HistoryFormat
+from icrl_utils.lake.held_out import COURSE_LAKE as lake  # that of notebook 00
 from icrl_utils.llama.load import load_base, parameter_count
 
 profile = get_profile()
-lake = held_out_maps("in_distribution")[430]
 history = HistoryFormat("compact")
 base = load_base("assets/tiny-llama")
 print(f"{type(base).__name__} with {parameter_count(base):,} parameters and {history.vocab_size} possible tokens")
@@ -42,11 +42,11 @@ print(f"{type(base).__name__} with {parameter_count(base):,} parameters and {his
 # %% [markdown]
 # ## The naive way: ask what it would say
 #
-# It is a language model, so let it speak. The agent stands on tile 9 for the second time; the first time it went down
+# It is a language model, so let it speak. The agent stands on tile 4 for the second time; the first time it went down
 # and fell into a hole. Which token does the model find likeliest where a move is due?
 
 # %%
-text = "8 right 9 down hole reset 8 right 9"
+text = "0 down 4 down hole reset 0 down 4"
 ids = torch.from_numpy(history.tokenize(text))[None]
 with torch.no_grad():
     logits = base(ids).logits[0, -1]
@@ -83,12 +83,13 @@ print(f"at {len(is_action):,} decisions the likeliest token is a move in {is_act
 #
 # ## The idea: four logits are four numbers
 #
-# The last layer of a Llama gives a vector $h_t \in \mathbb{R}^d$ at each position. The logit of token $v$ is its inner
-# product with row $w_v$ of the output embedding: $\ell_v = w_v \cdot h_t$. Nothing forces us to feed logits into a
-# softmax. A logit is a number that depends on the whole history, and training can move it anywhere. So *declare* the
-# four action logits to be action values, and train them to be that. With $s > 0$ and $c$ the same for all four actions:
+# The last layer of a Llama gives a vector $u_i \in \mathbb{R}^m$ at each position $i$. The logit of token $v$ is its
+# inner product with row $w_v$ of the output embedding: $\ell_v = w_v \cdot u_i$. Nothing forces us to feed logits into
+# a softmax. A logit is a number that depends on the whole history, and training can move it anywhere. So *declare* the
+# four action logits to be action values, and train them to be that. With $u$ at the decision that ends the history $h$,
+# and $\beta > 0$ and $c$ the same for all four actions:
 #
-# $$z_a = s\,(w_a \cdot h_t) - c, \qquad Q(h_t, a) = \sigma(z_a) = \frac{1}{1 + e^{-z_a}}$$
+# $$z_a = \beta\,(w_a \cdot u) - c, \qquad Q(h, a) = \sigma(z_a) = \frac{1}{1 + \exp(-z_a)}$$
 #
 # *(Test: `tests/test_equations.py::test_02_read_out`.)*
 #
@@ -111,37 +112,26 @@ print("as Q:", [round(x, 3) for x in readout.q(readout.z(four))[0].tolist()])
 # %% [markdown]
 # ## Four rows against 128,256
 #
-# Why compute them separately, if they are part of the logits anyway? Because the other logits are expensive. With $B$
+# Why compute them separately, if they are part of the logits anyway? Because the other logits are expensive. With $N$
 # histories of $T$ tokens, $D$ decisions in each, a vocabulary of $V$ and numbers of $b$ bytes:
 #
-# $$\text{full logits: } B\,T\,V\,b \text{ bytes} \qquad\quad \text{what DQN uses: } B\,D \cdot 4\,b \text{ bytes}$$
+# $$\text{full logits: } N\,T\,V\,b \text{ bytes} \qquad\quad \text{what DQN uses: } N\,D \cdot 4\,b \text{ bytes}$$
 #
-# *(Test: `tests/test_equations.py::test_02_bytes_of_logits`.)* At the paper's setting, with ten tokens a move:
+# *(Test: `tests/test_equations.py::test_02_bytes_of_logits`.)* How much that is of a whole step, forward and backward
+# with everything that both ways share, has been measured once, by `python -m icrl_utils bench`, at Llama 3's vocabulary
+# with a narrow model:
 
 # %%
-B, T, V, b = 5, 4096, 128_256, 2  # five slices, Llama 3's vocabulary, bfloat16
-D = T // 10
-print(f"full: {B * T * V * b / 1e9:.2f} GB    used: {B * D * 4 * b / 1e3:.1f} kB    ratio: {T * V / (D * 4):,.0f}")
+import csv
+
+from icrl_utils.paths import ASSETS
+
+rows = csv.DictReader((ASSETS / "results" / "bench.csv").open())
+measured = {row["figure"]: float(row["value"]) for row in rows if row["benchmark"] == "readout"}
+print(f"four rows at the decisions: {measured['times_faster']:.0f} times as fast as full logits at all tokens,")
+print(f"in 1/{measured['times_smaller']:.0f} of the memory")
 
 # %% [markdown]
-# And that is one forward pass; DQN makes two. So we never form them. Measured, with Llama 3's vocabulary and our small
-# width, on this machine:
-
-# %%
-import time
-
-T, d_model = (64, 128) if profile.name == "smoke" else (512, 128)
-h, embedding = torch.randn(T, d_model), torch.nn.Linear(d_model, 128_256, bias=False)
-with torch.no_grad():
-    for name, rows_used in (("all rows at all tokens", None), ("4 rows at T/2 decisions", [17, 5, 3, 99])):
-        begin = time.perf_counter()
-        result = embedding(h) if rows_used is None else h[::2] @ embedding.weight[rows_used].T
-        print(f"{name:24s} {1e3 * (time.perf_counter() - begin):8.2f} ms  {result.nbytes / 1e6:8.3f} MB")
-del h, embedding, result
-
-# %% [markdown]
-# `python -m icrl_utils bench readout` measures it properly, peak memory included.
-#
 # ## A logit is not a return
 #
 # Returns on a lake lie between 0 and 1: a goal pays 1, each step before it costs a share ($\gamma < 1$), a hole pays
@@ -157,10 +147,10 @@ print(f"from {four_logits.min():.1f} to {four_logits.max():.1f}, {(four_logits <
 # together at some level that training happened to choose; in the paper's model it seems to be near +22. Read as a
 # return, that promises 22 goals; the squared errors of the first training steps are near 22² = 484, where differences
 # of .1 matter. The paper multiplies all rewards by 30, which brings returns near the logits. We go the other way, and
-# store it beside the adapter: **scale** $s$ and **offset** $c$ bring the logits to where returns are, and $\sigma$
+# store it beside the adapter: **scale** $\beta$ and **offset** $c$ bring the logits to where returns are, and $\sigma$
 # keeps them within $[0, 1]$.
 #
-# Whatever $s > 0$ and $c$ are, the *order* of the four actions does not change, so the greedy move is the same:
+# Whatever $\beta > 0$ and $c$ are, the *order* of the four actions does not change, so the greedy move is the same:
 
 # %%
 for scale, offset in ((1.0, 0.0), (1.0, 1.0), (0.3, 2.0)):
@@ -175,13 +165,13 @@ for scale, offset in ((1.0, 0.0), (1.0, 1.0), (0.3, 2.0)):
 #
 # ## The rows must differ
 #
-# How far apart can two actions be? Their logits are inner products with the *same* $h$, so
+# How far apart can two actions $a$ and $a'$ be? Their logits are inner products with the *same* $u$, so
 #
-# $$|z_a - z_b| = s\,|(w_a - w_b) \cdot h| \;\le\; s\,\lVert w_a - w_b \rVert \, \lVert h \rVert$$
+# $$|z_a - z_{a'}| = \beta\,|(w_a - w_{a'}) \cdot u| \;\le\; \beta\,\lVert w_a - w_{a'} \rVert \, \lVert u \rVert$$
 #
 # *(Test: `tests/test_equations.py::test_02_gap_of_two_actions`.)*
 #
-# An adapter (notebook 04) changes $h$ and leaves the rows alone. If two rows are nearly parallel, no $h$ of ordinary
+# An adapter (notebook 04) changes $u$ and leaves the rows alone. If two rows are nearly parallel, no $u$ of ordinary
 # length tells these actions apart, however long one trains. That is not a remote danger. Our pretraining puts no loss
 # on action words; a softmax over all tokens would push all four rows the same way. To tell "surely" (.95) from "never"
 # (.05) takes a gap in $z$ of $\sigma^{-1}(.95) - \sigma^{-1}(.05) \approx 5.9$:
@@ -203,17 +193,24 @@ for name, rows in (("rows of the base", W), ("nearly parallel rows", parallel)):
 #
 # ## What does it believe?
 #
-# Give the model a memory of our lake, eight episodes of random play that found the goal and fell into every hole, and
-# ask for Q on every tile. (It is asked as if an episode began there. On most tiles none ever did, so this is a question
-# outside of its experience; the pattern is worth more than the digits.) Left the exact values $Q^*$ (discount $\gamma =
-# .6$, as in our training; notebook 04 says why), then the base, then the agent that notebooks 03 and 04 make of it. The
-# framed triangle is the best move of its tile.
+# Give the model a memory of our lake: the first sixteen episodes of random play that found the goal, fell into both
+# holes and saw nearly all tiles. Then ask for Q on every tile. (It is asked as if an episode began there. On most tiles
+# none ever did, so this is a question outside of its experience; the pattern is worth more than the digits.) On the
+# left the exact values $Q^*$ (discount $\gamma = .6$, as in our training; notebook 04 says why), then the base, then
+# the agent that notebooks 03 and 04 make of it. Dark is high, the number is the largest of the four, the red triangle
+# says which move has it. Tiles that the memory has never visited lie in fog.
 
 # %%
 from icrl_utils import load_agent
 from icrl_utils.llama.agent import Agent
 
-memory = history.render(rollout(RandomPolicy(), [lake], "greedy", episodes=8, seed=32).episodes(0))
+tries = rollout(RandomPolicy(), [lake] * 1000, "greedy", episodes=16, seed=0)  # a thousand players, each with its luck
+for number in range(1000):
+    remembered = tries.episodes(number)
+    visited = {tile for episode in remembered for tile in episode.tiles}
+    if {*lake.goals, *lake.holes} <= visited and len(visited) >= lake.n_tiles - 2:
+        break
+memory = history.render(remembered)
 players = {
     "pretrained base": Agent(base, history, readout, name="pretrained base"),
     "agent": load_agent("assets/adapters/dqn"),
@@ -232,16 +229,16 @@ def q_map(player) -> np.ndarray:
 from icrl_utils.plots.lakes import plot_q_lakes
 
 exact = lake.optimal_values(gamma=0.6)
-plot_q_lakes(lake, {"exact Q*": exact, **{name: q_map(player) for name, player in players.items()}})
+maps = {"exact Q*": exact, **{name: q_map(player) for name, player in players.items()}}
+plot_q_lakes(lake, maps, known=dict.fromkeys(players, visited))
 
 # %% [markdown]
 # Expected: the base's values have no pattern. They cannot have one: its four rows were drawn at random, and no reward
-# was ever mentioned. It *knows* that right of 9 comes the hole 10, if it saw it; it does not know that this is bad. The
-# agent's values rise towards the goal, and the triangles that point into holes it has seen are dark. So are those that
-# point at the edge of the lake where the memory has shown it, though $Q^*$ is not dark there: bumping into a wall costs
-# one move and no more, but we train the agent to count it as worth nothing (the *consistent backup*, notebook 03), so
-# that it does not bump for ever. Look also at the tiles 11, 14 and 15: nobody can get there, the exact value is 0, and
-# the agent, who has never been there, guesses.
+# was ever mentioned. It *knows* that right of 0 comes a hole, since it saw it; it does not know that this is bad. The
+# agent's values rise towards the goal, on the way from the start nearly as the exact ones do; farther off not every
+# triangle is right. Moves into holes that it has seen are light. So are moves against the edge of the lake where the
+# memory has shown it, though in $Q^*$ they are not: bumping into a wall costs one move and no more. That is on purpose:
+# notebook 03 shows why we train the agent to count a wall as worth nothing.
 #
 # A check of that knowledge. The base predicts what comes *after* a move, and is nearly always right where the
 # context has already shown it:
@@ -337,7 +334,7 @@ def greedy(q):
 # *Difficulty: medium. About 20 minutes.*
 #
 # You get the four action logits of some pretrained model at many decisions; they may sit at +22 or at -4. Choose scale
-# and offset so that $z = s\,\ell - c$ has the standard deviation `spread` over all numbers, and the median of
+# and offset so that $z = \beta\,\ell - c$ has the standard deviation `spread` over all numbers, and the median of
 # $Q = \sigma(z)$ is `middle`.
 
 
@@ -362,19 +359,37 @@ def fit_readout(logits, middle, spread):
 # ## Recap
 #
 # - The likeliest token and the best move are different questions. Never take a maximum over the whole vocabulary.
-# - $Q(h, a) = \sigma(s\, w_a \cdot h - c)$ at the decision: four rows, no head. A positive scale and a common offset
-#   bring logits to where returns are and never change the greedy move.
-# - Full logits take hundreds of thousands of times the memory of what DQN uses.
+# - $Q(h, a) = \sigma(\beta\, w_a \cdot u - c)$ at the decision: four rows, no head. A positive scale and a common
+#   offset bring logits to where returns are and never change the greedy move.
+# - Only four rows at the decisions are needed, and only they are computed.
 # - Frozen rows must differ, or no hidden state can tell the actions apart.
 # - The base remembers what it saw almost perfectly and plays worse than a die. Knowing what *will* happen is not
 #   knowing what is *good*.
 #
+# **Questions.** Answer before you unfold.
+#
+# 1. Why may the offset $c$ not differ from action to action, if the greedy move is to stay what any other tool
+#    computes?
+# 2. The base predicts the next observation nearly perfectly and plays worse than a die. What single thing is missing?
+# 3. Somebody proposes four new output rows, trained from the start, instead of the model's own. What is lost?
+#
+# <details><summary>Answers</summary>
+#
+# 1. The largest of $\beta \ell_a - c$ is the largest of $\ell_a$ only if the same number is taken from all four. An
+#    offset of its own for each action would have to be shipped and applied, or another tool plays other moves.
+# 2. That a goal is worth something: no reward ever entered its loss, so no move is better than another to it.
+# 3. That the checkpoint stays an ordinary causal model: new rows are a head, which other tools do not know. (A head
+#    works, too, and sets scale and direction freely.)
+#
+# </details>
+#
 # ## Further reading
 #
 # - [arXiv 2501.14176](https://arxiv.org/abs/2501.14176), section 3: the logit as Q, the factor 30.
-# - Farebrother et al., *Stop Regressing: Training Value Functions via Classification*, [arXiv 2403.03950](https://arxiv.org/abs/2403.03950):
-#   why a value behind a sigmoid or softmax is easier to train than a free number.
-# - Snell et al., *Offline RL for Natural Language Generation with Implicit Language Q Learning*, [arXiv 2206.11871](https://arxiv.org/abs/2206.11871):
-#   values for a language model with extra heads, the way not taken here.
+# - Farebrother et al., *Stop Regressing: Training Value Functions via Classification*, [arXiv
+#   2403.03950](https://arxiv.org/abs/2403.03950): why a value behind a sigmoid or softmax is easier to train than a
+#   free number.
+# - Snell et al., *Offline RL for Natural Language Generation with Implicit Language Q Learning*, [arXiv
+#   2206.11871](https://arxiv.org/abs/2206.11871): values for a language model with extra heads, the way not taken here.
 #
 # Next: [03, why does naive bootstrapping fail?](03_replay_and_target_networks.ipynb)

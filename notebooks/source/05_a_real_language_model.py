@@ -112,10 +112,10 @@ experiments.plot_experiment(zero_shot, "zero_shot")
 # outcomes at once, a thing that language modelling never asked of it. Behind the action word it only has to go on with
 # a text. So here is the other read-out:
 #
-# $$Q(h, a) = \sigma\big(c\,[\ell_{goal}(h\,a) - \ell_{hole}(h\,a)] - b\big)$$
+# $$Q(h, a) = \sigma\big(\beta\,[\ell_{goal}(h\,a) - \ell_{hole}(h\,a)] - c\big)$$
 #
-# where $\ell_w(h\,a)$ is the logit of the word $w$ behind the history $h$ and the word of the action $a$; $c = ½$ and
-# $b = 2$. It costs more at play: each step appends what happened and *tries* all words that can follow. (Code:
+# where $\ell_v(h\,a)$ is the logit of the word $v$ behind the history $h$ and the word of the action $a$; $\beta = ½$
+# and $c = 2$. It costs more at play: each step appends what happened and *tries* all words that can follow. (Code:
 # `readout.OddsReadout`, `words_agent.WordsAgent`; tests: `test_the_read_out_is_the_log_odds_of_goal_against_hole`,
 # `test_cached_play_equals_reading_everything_again`.)
 #

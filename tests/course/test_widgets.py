@@ -15,6 +15,7 @@ from icrl_utils.course.widgets import (
     episode_slider,
     lake_bench,
     learning_curve_explorer,
+    one_lake_explorer,
     parse_walk,
     play_against_agent,
 )
@@ -37,6 +38,16 @@ def curves():
         "paper": [rollout(policy, maps, "paper", seed=0) for policy in policies],
         "greedy": {"oracle": rollout(OraclePolicy(), maps, "greedy", seed=0).success, "random": np.zeros((20, 30))},
     }
+
+
+def one_lake_rows(error) -> list[dict]:
+    """As `dqn.one_lake` writes them; the error is that function of link, replay, alpha and seed."""
+    return [
+        {"link": link, "replay": int(replay), "alpha": alpha, "seed": seed, "step": step,
+         "error": error(link, replay, alpha, seed), "reaches_goal": seed % 2 if step == 200 else ""}
+        for link in ("none", "sigmoid") for replay in (False, True) for alpha in (0.01, 0.1, 1.0)
+        for seed in range(10) for step in (100, 200)
+    ]  # fmt: skip
 
 
 def picture(output) -> bytes:
@@ -182,10 +193,51 @@ def test_both_players_start_on_the_same_tiles():
     assert len(set(player.game.starts)) > 1
 
 
-def test_the_opponent_follows_a_schedule():
-    player = play_against_agent(OraclePolicy(), LAKE, schedule=[0, 0, 1, 1])
-    assert player.records.epsilon.tolist() == [0, 0, 1, 1] and len(player.game.starts) == 4
-    assert [episode.steps for episode in player.opponent[2:]] == [5, 5]
+def test_the_rules_are_the_same_for_both():
+    """Nothing is forced on the agent, and both are cut off after as many moves."""
+    player = play_against_agent(OraclePolicy(), LAKE)
+    assert player.records.epsilon.tolist() == [1] * 8 and len(player.game.starts) == 8
+    assert [episode.steps for episode in player.opponent] == [5] * 8
+    circling = play_against_agent(Stubborn(), LAKE, episodes=1)
+    assert circling.opponent[0].outcome == "limit"
+    for _ in range(circling.opponent[0].steps):
+        circling.buttons["left"].click()
+    assert circling.game.over and circling.game.episodes[0].outcome == "limit"
+
+
+class Stubborn(RandomPolicy):
+    def act(self, step):
+        return np.full(len(step.tile), LEFT)
+
+
+# ------------------------------------------------------------------------------------------------ one lake, many ways
+
+
+@pytest.fixture(scope="module")
+def ways():
+    return one_lake_rows(
+        lambda link, replay, alpha, seed: alpha * (2 if replay else 1) * (1 if link == "none" else 0.1)
+    )
+
+
+def test_the_explorer_of_ways_draws_at_once_and_again_at_every_change(ways):
+    explorer = one_lake_explorer(ways)
+    seen = {picture(explorer.output)}
+    for control, value in ((explorer.alpha, 1.0), (explorer.link, "sigmoid"), (explorer.replay, True)):
+        control.value = value
+        seen.add(picture(explorer.output))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("control, value", [("alpha", 1.0), ("link", "sigmoid"), ("replay", True)])
+def test_the_explorer_of_ways_shows_the_error_of_every_control_and_lives_on(ways, monkeypatch, control, value):
+    explorer = one_lake_explorer(ways)
+    with monkeypatch.context() as broken:
+        broken.setattr("icrl_utils.course.widgets.plot_one_lake", fails)
+        getattr(explorer, control).value = value
+        assert error_of(explorer.output) == "ZeroDivisionError: out of luck"
+    explorer.alpha.value = 0.01
+    assert picture(explorer.output)
 
 
 # ------------------------------------------------------------------------------------------------- what cannot be done
@@ -233,7 +285,7 @@ def test_every_callback_is_guarded():
     """A new control that is connected without the guard would fail silently."""
     source = Path(widgets.__file__).read_text(encoding="utf-8")
     connected = re.findall(r"\.(?:observe|on_click)\((?:functools\.partial\()?self\.(\w+)", source)
-    assert len(connected) == len(re.findall(r"\.(?:observe|on_click)\(", source)) == 4
+    assert len(connected) == len(re.findall(r"\.(?:observe|on_click)\(", source)) == 5
     assert all(f"    @callback\n    def {name}(" in source for name in connected)
 
 
@@ -260,16 +312,20 @@ def test_the_last_tile_of_the_largest_lake_is_shown():
     assert "Goal!" in player.view.value and not player.output.outputs
 
 
-def test_only_widgets_that_ipywidgets_7_and_8_share(curves, player):
+def test_only_widgets_that_ipywidgets_7_and_8_share(curves, ways, player):
     def all_of(widget):
         yield widget
         for child in getattr(widget, "children", ()):
             yield from all_of(child)
 
-    kinds = {type(widget) for root in (player, learning_curve_explorer(curves, 0)) for widget in all_of(root)}
+    kinds = {
+        type(widget)
+        for root in (player, learning_curve_explorer(curves, 0), one_lake_explorer(ways))
+        for widget in all_of(root)
+    }
     known = {
         ipywidgets.VBox, ipywidgets.HBox, ipywidgets.Button, ipywidgets.HTML, ipywidgets.Output, ipywidgets.IntSlider,
-        ipywidgets.Dropdown, ipywidgets.SelectMultiple,
+        ipywidgets.Dropdown, ipywidgets.SelectMultiple, ipywidgets.SelectionSlider,
     }  # fmt: skip
     assert all(kind in known or issubclass(kind, ipywidgets.VBox) for kind in kinds)
 

@@ -21,13 +21,14 @@ from icrl_utils.evaluation.experiments import (
     games_of_every_law,
     lead,
     read_table,
+    results_path,
     run_experiment,
     summary,
     summary_of_law,
     write_table,
 )
 from icrl_utils.lake.games import GAMES, HeldOutLakes, RandomGraphs
-from icrl_utils.lake.held_out import held_out_maps
+from icrl_utils.lake.held_out import COURSE_LAKE, COURSE_LAKE_NUMBER, held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
@@ -350,3 +351,18 @@ def test_shipped_agents_are_all_training_seeds_and_the_memory_less_twin():
     q = np.array([agent.q_values("8 right 9 down hole reset 8") for agent in agents])
     assert len(np.unique(q.round(4), axis=0)) == 4  # three trainings; the fourth does not see the first episode
     np.testing.assert_allclose(agents[0].q_values("8"), agents[3].q_values("8"), atol=1e-6)  # its weights
+
+
+def test_the_lake_of_the_lessons_is_chosen_by_its_rule():
+    """`COURSE_LAKE` says which; here it is looked for in the shipped records."""
+    success = by_policy(read_table(results_path("exploration")))
+
+    def fits(number, lake):
+        agent, memoryless = (success[name][:, number] for name in ("agent", "memory-less"))
+        is_plain = lake.height == lake.width == 4 and len(lake.starts) == len(lake.goals) == 1
+        learns = not agent[:, :2].any() and agent[:, 5:10].all()
+        return is_plain and not memoryless[:, :10].any() and learns
+
+    maps = held_out_maps("in_distribution")
+    assert next(number for number, lake in enumerate(maps) if fits(number, lake)) == COURSE_LAKE_NUMBER
+    assert maps[COURSE_LAKE_NUMBER] == COURSE_LAKE

@@ -13,12 +13,14 @@ from icrl_utils.lake.held_out import development_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap
 from icrl_utils.llama.agent import load_agent
 from icrl_utils.play.baselines import RMaxPolicy
+from icrl_utils.play.memoryless import MemorylessTablePolicy
 from icrl_utils.play.policy import Dice, Step
 from icrl_utils.play.rollout import rollout
 
 MAPS = development_maps("in_distribution", 8)
 SCHEDULE = [0.5, 1, 0.7, 1]
-BASELINES = baselines(PAPER_IN_DISTRIBUTION)
+TABLE = MemorylessTablePolicy(np.random.default_rng(3).normal(size=(64, 4)))
+BASELINES = [*baselines(PAPER_IN_DISTRIBUTION), TABLE]
 LEARNERS = [policy for policy in BASELINES if policy.name in ("random", "tabular Q", "optimistic tabular Q", "R-max")]
 NO_LAKES = [law.sample(1, 3)[0] for law in GAMES.values()]  # the control is a lake
 
@@ -79,7 +81,7 @@ def test_learners_look_at_no_game(learner):
     np.testing.assert_array_equal(seen.actions, blind.actions)
 
 
-@pytest.mark.parametrize("learner", [*LEARNERS, BASELINES[-1]], ids=lambda policy: policy.name)
+@pytest.mark.parametrize("learner", [*LEARNERS, BASELINES[-2]], ids=lambda policy: policy.name)
 def test_baselines_know_no_geometry(learner):
     """Tile numbers are mere names to them: on a renumbered lake they make the very same moves."""
     rng = np.random.default_rng(0)
@@ -113,7 +115,8 @@ def test_equal_lakes_have_their_own_luck(baseline):
 
 @pytest.mark.parametrize("name", [policy.name for policy in BASELINES])
 def test_playing_before_the_start_is_named(name):
-    fresh = {policy.name: policy for policy in baselines(PAPER_IN_DISTRIBUTION)}[name]
+    unused = MemorylessTablePolicy(TABLE.logits)
+    fresh = {policy.name: policy for policy in [*baselines(PAPER_IN_DISTRIBUTION), unused]}[name]
     with pytest.raises(RuntimeError, match=rf"policy '{name}': act\(\) before start\(\): call start"):
         fresh.act(Step(np.array([RESET]), np.array([0]), np.array([RUNNING], np.uint8)))
 

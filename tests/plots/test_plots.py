@@ -8,8 +8,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.patches import Patch, Polygon
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.text import Annotation, Text
 
 from icrl_utils.history.episodes import Episode
@@ -22,6 +22,7 @@ from icrl_utils.play.baselines import OraclePolicy, RandomPolicy, TabularPolicy
 from icrl_utils.play.rollout import rollout
 from icrl_utils.plots.curves import plot_learning_curves, plot_panels, success_by_policy, trailing_mean
 from icrl_utils.plots.lakes import (
+    Q_COLOURS,
     plot_history_tokens,
     plot_lake,
     plot_lakes,
@@ -31,8 +32,8 @@ from icrl_utils.plots.lakes import (
 )
 from icrl_utils.plots.language_model import MODEL_COLORS, plot_zero_shot
 from icrl_utils.plots.matrices import Grid, plot_cuts, plot_matrices
-from icrl_utils.plots.style import POLICY_COLORS, color_of
-from icrl_utils.plots.values import plot_calibration, plot_q_bars, plot_token_costs, plot_training_log
+from icrl_utils.plots.style import POLICY_COLORS, RED, WATER_COLOR, color_of
+from icrl_utils.plots.values import plot_calibration, plot_one_lake, plot_q_bars, plot_token_costs, plot_training_log
 from icrl_utils.statistics import Interval, interval
 from icrl_utils.tools import pictures
 from icrl_utils.tools.build_notebooks import sources
@@ -116,6 +117,19 @@ def test_a_warm_up_in_the_middle_is_shaded_where_it_is():
     assert shades == [(1.5, 4.5), (6.5, 7.5)]
 
 
+def test_failures_tell_players_apart_that_nearly_always_succeed():
+    """Ten lakes, of which the agent loses one; the oracle none: it lies on the lowest line, which says so."""
+    curves = {"agent": np.repeat([[0.0], *[[1.0]] * 9], 8, axis=1), "oracle": np.ones((10, 8))}
+    figure = plot_learning_curves(curves, schedule=[0, 1, 1, 1, 1, 1, 1, 1], resamples=20, failures=True)
+    success, failures, strip = figure.axes
+    agent, oracle = failures.lines
+    np.testing.assert_allclose(agent.get_ydata(), 0.1)
+    labels = dict(zip(failures.get_yticks(), [label.get_text() for label in failures.get_yticklabels()], strict=True))
+    assert labels[oracle.get_ydata()[-1]] == "none" and oracle.get_ydata()[-1] < 0.1
+    assert failures.get_yscale() == "log" and texts(strip) == ["0", "1"] and draws(figure)
+    assert {"agent", "oracle"} <= set(texts(failures)) and len(success.lines) == 2
+
+
 def test_the_band_is_the_bootstrap_interval_over_lakes(records):
     figure = plot_learning_curves(records[1], resamples=300, seed=5, smooth=2)
     (band,) = figure.axes[0].collections
@@ -192,16 +206,20 @@ def test_lake_shows_every_tile_number_and_the_fog_hides():
     assert sorted(shown) == sorted(["S", "8", "9", "13"] + ["?"] * 13)
 
 
-def test_q_triangles_show_the_values_and_frame_the_best():
+def test_q_triangles_show_the_values_and_an_arrow_points_to_the_best():
     q = LAKE.optimal_values()
     ax = plot_lake(LAKE, q=q).axes[0]
     shown = [text for text in texts(ax) if "." in text]
     ordinary = [tile for tile in range(16) if tile not in (*LAKE.goals, *LAKE.holes)]
     assert shown[:8] == [".73", ".66", ".81", ".73", ".73", ".73", ".90", ".81"]  # tiles 0 and 1, discount .9
     assert [float(text) for text in shown] == pytest.approx([v for tile in ordinary for v in q[tile]], abs=0.005)
-    frames = [patch for patch in ax.patches if not patch.get_fill()]
+    arrows = [patch for patch in ax.patches if to_hex(patch.get_facecolor()).upper() == RED]
     n_best = sum(int((q[tile] > q[tile].max() - 1e-9).sum()) for tile in ordinary if np.ptp(q[tile]) > 0)
-    assert len(frames) == n_best
+    assert len(arrows) == n_best
+    centres = [arrow.get_xy()[:-1].mean(axis=0) - (2.5, 1.5) for arrow in arrows]
+    on_tile_6 = [centre for centre in centres if np.abs(centre).max() < 0.5]
+    best = [np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])[action] for action in np.flatnonzero(q[6] == q[6].max())]
+    assert len(on_tile_6) == len(best) and all(arrow @ way > 0.05 for arrow, way in zip(on_tile_6, best, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -233,19 +251,31 @@ def test_q_triangle_of_an_action_lies_on_its_side(action, towards):
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
-def test_q_lakes_share_their_colours():
+def test_q_lakes_share_their_colours_and_say_the_best_value():
     """The same number has the same colour in every panel, also where another panel goes beyond 1."""
     exact = LAKE.optimal_values()
-    figure = plot_q_lakes(LAKE, {"exact": exact, "doubled": 2 * exact})
+    figure = plot_q_lakes(LAKE, {"exact": exact, "doubled": 2 * exact}, known={"doubled": {8, 9, 13}})
 
-    def triangles(ax):
-        return [
-            to_hex(patch.get_facecolor()) for patch in ax.patches if isinstance(patch, Polygon) and patch.get_fill()
-        ]
+    def colour_of_best(ax):
+        triangles = [patch for patch in ax.patches if isinstance(patch, Polygon) and patch.get_linewidth() == 1]
+        tile_6 = [patch for patch in triangles if np.abs(patch.get_xy() - (2.5, 1.5)).max() < 0.5]
+        return to_hex(tile_6[int(exact[6].argmax())].get_facecolor()) if tile_6 else None
 
-    colour_of = [dict(zip([t for t in texts(ax) if "." in t], triangles(ax), strict=True)) for ax in figure.axes[:2]]
-    assert colour_of[0]["1.00"] != colour_of[1]["2.00"]
-    assert colour_of[0][".00"] == colour_of[1][".00"]
+    def numbers(ax):
+        return [text for text in texts(ax) if "." in text]
+
+    ordinary = [tile for tile in range(16) if tile not in (*LAKE.goals, *LAKE.holes)]
+    assert [float(text) for text in numbers(figure.axes[0])] == pytest.approx(exact[ordinary].max(axis=1), abs=0.005)
+    assert numbers(figure.axes[1]) == ["1.31", "1.46"] and texts(figure.axes[1]).count("?") == 13  # tiles 8 and 9
+    assert colour_of_best(figure.axes[1]) is None
+    alone = plot_q_lakes(LAKE, {"exact": exact})
+    assert colour_of_best(alone.axes[0]) != colour_of_best(figure.axes[0])  # the scale is common to all panels
+
+
+def test_low_values_are_light_and_no_hole():
+    """A value of 0 must not look like the dark water of a hole."""
+    low, high = (np.mean(to_rgb(Q_COLOURS(value))) for value in (0.0, 1.0))
+    assert low > 0.9 > high > np.mean(to_rgb(WATER_COLOR))
 
 
 def test_q_of_another_map_is_refused():
@@ -259,7 +289,8 @@ def test_path_has_an_arrow_for_each_move_and_ends_where_the_episode_did():
     assert len(arrows) == WIN.steps
     first, last = ax.lines[-2], ax.lines[-1]
     assert (first.get_xdata()[0], first.get_ydata()[0]) == (0.5, 2.5)  # tile 8
-    assert (last.get_xdata()[0], last.get_ydata()[0]) == (3.5, 0.5) and last.get_marker() == "*"  # tile 3
+    assert (last.get_xdata()[0] // 1, last.get_ydata()[0] // 1) == (3, 0) and last.get_marker() == "*"  # tile 3
+    assert [text for text in texts(ax)[-2 * WIN.steps :] if text] == ["1", "2", "3", "4", "5"]
     assert draws(plot_lake(LAKE, episode=Episode((8, 8), (0,), "limit")))
 
 
@@ -275,22 +306,37 @@ def test_trajectories_have_a_panel_each_with_title_length_and_end():
     assert texts(figure.axes[0]).count("?") == 15 and texts(figure.axes[1]).count("?") == 0
 
 
+def test_earlier_deaths_stay():
+    figure = plot_trajectories(LAKE, {"early": DEATH, "late": WIN}, deaths={"late": [13, 10]})
+    crosses = [[line.get_xydata()[0] for line in ax.lines if line.get_marker() == "X"] for ax in figure.axes]
+    assert len(crosses[0]) == 1  # its own
+    np.testing.assert_array_equal(crosses[1], [(1.5, 3.5), (2.5, 2.5)])
+
+
+def test_whoever_is_still_playing_is_seen():
+    playing = plot_lake(LAKE, episode=Episode((8, 9), (2,))).axes[0]
+    ended = plot_lake(LAKE, episode=Episode((8, 9), (2,), "limit")).axes[0]
+    assert len(playing.patches) == len(ended.patches) + 2  # a head and a coat
+
+
 def test_lakes_side_by_side_have_one_scale():
     small = LakeMap(("SFF", "FFG"))
     figure = plot_lakes({"a": LAKE, "b": small}, columns=3)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b", ""]
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
-    assert len(figure.axes[1].patches) == 6
+    assert len([patch for patch in figure.axes[1].patches if isinstance(patch, Rectangle)]) == 6
 
 
-def test_token_costs_have_a_bar_for_each_player_and_way():
+def test_token_costs_have_a_dot_for_each_player_and_way():
     tokens = {"oracle": {"compact": 100, "paper": 1000}, "loops": {"compact": 6060, "paper": 30000}}
     ax = plot_token_costs(tokens).axes[0]
-    assert [bar.get_width() for bar in ax.patches] == [100, 6060, 1000, 30000]
+    dots = {line.get_label(): list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"}
+    assert dots == {"compact": [100, 6060], "paper": [1000, 30000]} and ax.get_xscale() == "log"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["oracle", "loops"]
-    assert ax.lines[0].get_xdata()[0] == 8192
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() != "o"] == [8192]
+    assert {"100", "6,060", "1,000", "30,000"} <= set(texts(ax))
     many = {"oracle": {way: 10.0 ** (i + 1) for i, way in enumerate("abcde")}}  # more ways than colours: all are drawn
-    assert [bar.get_width() for bar in plot_token_costs(many).axes[0].patches] == list(many["oracle"].values())
+    assert len([line for line in plot_token_costs(many).axes[0].lines if line.get_marker() == "o"]) == 5
 
 
 # ---------------------------------------------------------------------------------------------------------- history
@@ -457,7 +503,7 @@ def test_a_walk_of_another_game_is_drawn_from_tile_to_tile():
     arrows = [text for text in ax.texts if isinstance(text, Annotation)]
     assert len(arrows) == walk.steps
     for arrow, start in zip(arrows, tile_places(game)[list(walk.tiles[:-1])] + 0.5, strict=True):
-        assert np.hypot(*(np.array(arrow.xyann) - start)) < 0.1
+        assert np.hypot(*(np.array(arrow.xyann) - start)) < 0.12
     assert {str(tile) for tile in walk.tiles} <= set(texts(ax))
 
 
@@ -467,7 +513,30 @@ def test_the_picture_of_a_game_with_two_floors_shows_both():
     figure = plot_trajectories(game, {"one": walk, "two": walk})
     assert draws(figure) and len(figure.axes) == 2
     assert any(int(text) >= LAKE.n_tiles for text in texts(figure.axes[0]) if text.isdigit())
-    assert "5" not in texts(figure.axes[0])  # nobody ever stands on the key downstairs
+    numbers = [text.get_text() for text in figure.axes[0].texts if text.get_ha() == "left"]  # of tiles, not of steps
+    assert "5" not in numbers  # nobody ever stands on the key downstairs
+
+
+# ------------------------------------------------------------------------------------------------- one lake, many ways
+
+
+def test_one_lake_shows_the_chosen_way_and_where_all_ways_end():
+    rows = [
+        {"link": link, "replay": str(int(replay)), "alpha": str(alpha), "seed": str(seed), "step": str(step),
+         "error": str((seed + 1) * alpha * (1 + replay)), "reaches_goal": "" if step == 100 else str(int(seed < 3))}
+        for link in ("none", "sigmoid") for replay in (False, True) for alpha in (1.0, 0.1)
+        for seed in range(5) for step in (100, 200)
+    ]  # fmt: skip
+    figure = plot_one_lake(rows, "sigmoid", True, 0.1)
+    course, ends, walks = figure.axes
+    assert course.get_title(loc="left").startswith("sigmoid, replay, α = 0.1\n5 networks")
+    np.testing.assert_allclose(course.lines[5].get_ydata(), 0.6)  # the median of .2, .4, .6, .8, 1
+    (ring,) = [line for line in ends.lines if line.get_fillstyle() == "none"]
+    assert ring.get_ydata()[0] == pytest.approx(0.6)
+    np.testing.assert_allclose(walks.lines[0].get_ydata(), 0.6)
+    assert draws(figure)
+    with pytest.raises(ValueError, match=r"alpha=0.5 is not among the rows"):
+        plot_one_lake(rows, alpha=0.5)
 
 
 # ----------------------------------------------------------------------------------------------------- language models

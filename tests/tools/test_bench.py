@@ -58,3 +58,12 @@ def test_bench_train_times_the_compiled_network_as_compiled(monkeypatch):
         torch._dynamo.reset()
     assert set(figures) == {"peft", "folded", "compiled", "of_peak"} and figures["compiled"] > 0
     assert len(runs) >= 2 * (1 + 5)  # two forward passes in each step: the first, and those on the clock
+
+
+def test_what_benchmarks_return_becomes_rows_of_one_file():
+    assert bench.as_rows("env", {"ratio": 49.123, "ours_us": 0.5}) == [
+        {"benchmark": "env", "figure": "ratio", "value": "49.12"},
+        {"benchmark": "env", "figure": "ours_us", "value": "0.5"},
+    ]
+    ways = [{"bench": "step-real", "way": "paper", "seconds": 2.0, "planned_bytes": ""}]
+    assert bench.as_rows("step-real", ways) == [{"benchmark": "step-real", "figure": "paper: seconds", "value": "2"}]

@@ -50,8 +50,9 @@ def exchanges(lakes: Sequence[LakeMap] | None = None, n: int = CHANGES_EACH) -> 
     for number, (kind, moved) in enumerate({MOVED_HOLE: _moved_holes, MOVED_GOAL: _moved_goals}.items()):
         kinds[kind] = before, after = Exchange([], [])
         for i, lake in enumerate(lakes):
-            found = [other for other in moved(lake) if _is_lawful(other)]
-            if found and len(before) < n:
+            if len(before) == n:
+                break
+            if found := [other for other in moved(lake) if _is_lawful(other)]:
                 before.append(lake)
                 after.append(found[np.random.default_rng([CHANGES_SEED, number, i]).integers(len(found))])
     return kinds

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def crossings(lakes: Sequence[LakeMap], n: int = CROSSINGS) -> list[Crossing]:
     nearest goal, so that nobody stumbles on one.
     """
     found = (_crossing(lake, np.random.default_rng([CROSSINGS_SEED, i])) for i, lake in enumerate(lakes))
-    return [crossing for crossing in found if crossing][:n]
+    return list(islice(filter(None, found), n))
 
 
 class _Ways(NamedTuple):

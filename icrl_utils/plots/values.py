@@ -77,13 +77,13 @@ def plot_q_bars(
     """
     groups = q if isinstance(q, Mapping) else {"": q}
     figure, axes = new_figure(max(3.4, 3.0 * len(groups)), 2.7, 1, len(groups), sharey=True)
+    decimals = 2 if min(np.abs(values).max() for values in groups.values()) >= 0.1 else 3  # as many in every group
     for ax, (name, values) in zip(axes[0], groups.items(), strict=True):
         values = np.asarray(values, float)
         if values.shape != (len(ACTIONS),):
             raise ValueError(f"q[{name!r}] has shape {values.shape}: give 4 values, left, down, right, up.")
         is_best = np.arange(4) == values.argmax()
         bars = ax.bar(range(4), values, color=[BLUE if best else "#A9CCE3" for best in is_best], width=0.72)
-        decimals = 2 if np.abs(values).max() >= 0.1 else 3
         ax.bar_label(bars, [f"{value:.{decimals}f}" for value in values], fontsize=8, padding=2)
         if exact is not None:
             ax.hlines(exact, np.arange(4) - 0.42, np.arange(4) + 0.42, color=INK, linewidth=2, label="exact")

@@ -165,6 +165,14 @@ def test_a_slider_redraws_its_figure(browser, lab, tmp_path):
     assert wait_for_figure(browser, ".jupyter-widgets", other_than=before).startswith("data:image/png")
 
 
+def test_the_sliders_of_notebook_03(browser, lab):
+    (source,) = sources(["03"])
+    run_all(browser, lab, build(source), source.stem)
+    before = wait_for_figure(browser, ".jupyter-widgets")
+    browser.find_element(By.CSS_SELECTOR, ".jupyter-widgets .noUi-handle").send_keys(Keys.ARROW_RIGHT)
+    assert wait_for_figure(browser, ".jupyter-widgets", other_than=before).startswith("data:image/png")
+
+
 def test_the_first_slider_of_notebook_06(browser, lab):
     (source,) = sources(["06"])
     run_all(browser, lab, build(source), source.stem)

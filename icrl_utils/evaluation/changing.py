@@ -45,7 +45,7 @@ def exchanges(lakes: Sequence[LakeMap] | None = None, n: int = CHANGES_EACH) -> 
     lake is left out.
     """
     lakes = held_out_maps("in_distribution") if lakes is None else list(lakes)
-    new = Exchange(lakes[: len(lakes) // 2][:n], lakes[len(lakes) // 2 :][:n])
+    new = Exchange(list(lakes[: len(lakes) // 2][:n]), list(lakes[len(lakes) // 2 :][:n]))
     kinds = {PROTOCOL: new, NEW_LAKE: new}
     for number, (kind, moved) in enumerate({MOVED_HOLE: _moved_holes, MOVED_GOAL: _moved_goals}.items()):
         kinds[kind] = before, after = Exchange([], [])

@@ -130,7 +130,7 @@ def plot_panels(
             if resamples:
                 band = interval(values, resamples=resamples, seed=seed)
                 ax.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0)
-            width = 2.2 if policy == "agent" else 1.4
+            width = 2.2 if policy in ("agent", "SmolLM2") else 1.4
             (lines[policy],) = ax.plot(x, values.mean(axis=0), color=color, linewidth=width, label=policy, zorder=3)
         ax.set_title(name, fontsize=10)
         ax.set_ylim(-0.02, 1.02)

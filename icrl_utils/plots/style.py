@@ -68,6 +68,11 @@ POLICY_COLORS = {  # the same policy has the same colour in every figure
     "R-max": PINK,
     "posterior sampling": RED,
     "oracle": INK,
+    "SmolLM2": "#5E3C99",
+    "SmolLM2 stage one": "#8073AC",
+    "SmolLM2 untouched": "#B2ABD2",
+    "SmolLM2 memory-less": ORANGE,
+    "tiny Llama": BLUE,
     "base": "#7A5195",
     "this run": BLUE,  # the agent, where there are two
     "this run, memory-less": ORANGE,

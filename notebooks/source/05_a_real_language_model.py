@@ -13,7 +13,7 @@
 # | **Prerequisites** | notebooks 03 and 04 |
 # | **Reading** | 40 minutes |
 # | **Exercises** | 45 minutes |
-# | **Run time** | smoke 1 min · cpu 1 min without the weights, 12 min with them (10 of them training and play) |
+# | **Run time** | smoke 1 min · cpu 1 min; 12 min with SmolLM2 (10 of them training and play) |
 # | **Peak memory** | 5 GB with the weights, 2 GB without |
 # | **Downloads** | none needed; `make language-model` fetches SmolLM2 (98 MB, Apache 2.0) |
 
@@ -141,8 +141,6 @@ def value_after_action(logits, goal, hole, scale, offset):
     return torch.sigmoid(scale * odds - offset)
 
 
-checks.check_value_after_action(value_after_action)
-
 # %% [markdown]
 # ## 4 · Branches
 #
@@ -179,8 +177,6 @@ def moves_to_ask(tiles, actions, begins):
         asked.append(wanted - {made})
     return asked
 
-
-checks.check_moves_to_ask(moves_to_ask)
 
 # %% [markdown]
 # ### A goal that is felt several moves before
@@ -219,8 +215,6 @@ def trace_targets(reward, ended, value, greedy, gamma, trace):
             y[d] = reward[d] + gamma * follows
     return y
 
-
-checks.check_trace_targets(trace_targets)
 
 # %% [markdown]
 # ## 5 · Two stages, one adapter, live

@@ -22,7 +22,7 @@
 # in code before the first look. A cell that begins with `# live` runs the same function at your own scale.
 
 # %%
-import numpy as np
+import numpy as np  # noqa: F401 (for exercise 3)
 
 from icrl_utils import get_profile, load_agent
 from icrl_utils.course import checks
@@ -406,11 +406,11 @@ for (sizes, metric, walks), found in rehearsal.gains(rehearsed).items():
 plot_experiment(rehearsed, "rehearsal")
 
 # %% [markdown]
-# It does next to nothing. Known moves minus elsewhere, in success, lies between -.01 and +.02 at both sizes for one, two
-# and four walks, and in shortest paths between -.02 and +.03; the one interval of twelve without 0 (four walks, lakes of
-# 3 to 5: +.017, .005 to .031) is what chance would give. The reading above explains it: a walk makes one backup, and the
-# cache ends after two moves. A random walk rarely passes the one tile where a second visit would help, and further away
-# there is nothing that it could write.
+# It does next to nothing. Known moves minus elsewhere, in success, lies between -.01 and +.02 at both sizes for one,
+# two and four walks, and in shortest paths between -.02 and +.03; the one interval of twelve without 0 (four walks,
+# lakes of 3 to 5: +.017, .005 to .031) is what chance would give. The reading above explains it: a walk makes one
+# backup, and the cache ends after two moves. A random walk rarely passes the one tile where a second visit would help,
+# and further away there is nothing that it could write.
 
 # %% [markdown]
 # ## Recap

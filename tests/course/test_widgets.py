@@ -285,7 +285,7 @@ def test_every_callback_is_guarded():
     """A new control that is connected without the guard would fail silently."""
     source = Path(widgets.__file__).read_text(encoding="utf-8")
     connected = re.findall(r"\.(?:observe|on_click)\((?:functools\.partial\()?self\.(\w+)", source)
-    assert len(connected) == len(re.findall(r"\.(?:observe|on_click)\(", source)) == 5
+    assert len(connected) == len(re.findall(r"\.(?:observe|on_click)\(", source)) == 7
     assert all(f"    @callback\n    def {name}(" in source for name in connected)
 
 

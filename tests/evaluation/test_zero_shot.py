@@ -118,7 +118,7 @@ def test_histories_are_fixed_and_on_no_held_out_lake():
 
 
 def test_evaluate_writes_table_and_figure(tiny, monkeypatch, tmp_path, capsys):
-    row = experiments.EXPERIMENTS["zero_shot"]._replace(players=lambda: tiny)
+    row = experiments.EXPERIMENTS["zero_shot"]._replace(players=lambda adapter, law: tiny)
     monkeypatch.setitem(experiments.EXPERIMENTS, "zero_shot", row)
     monkeypatch.setattr(experiments, "BUILD", tmp_path)
     assert main(["evaluate", "zero_shot", "--profile", "smoke"]) == 0

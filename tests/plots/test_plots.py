@@ -192,7 +192,12 @@ def test_the_same_policy_has_the_same_colour_in_any_company(records):
     alone = plot_learning_curves(records[1], resamples=0).axes[0].lines[0]
     beside = plot_learning_curves(records, resamples=0).axes[0].lines[1]
     assert alone.get_color() == beside.get_color()
-    same = {"this run": "agent", "this run, memory-less": "memory-less"}  # the same player by two names
+    same = {  # the same player by two names
+        "this run": "agent",
+        "this run, memory-less": "memory-less",
+        "tiny Llama": "agent",
+        "SmolLM2 memory-less": "memory-less",
+    }
     assert all(POLICY_COLORS[name] == POLICY_COLORS[other] for name, other in same.items())
     assert len(set(POLICY_COLORS.values())) == len(POLICY_COLORS) - len(same)
 

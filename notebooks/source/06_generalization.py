@@ -367,11 +367,13 @@ plot_experiment(changed, "changing_lake")
 # on the new one.
 #
 # Compare `after` with `fresh`: what the agent knows of the old lake costs it dearly. On a fresh lake it is the quickest
-# of all learners; on an exchanged one it needs several times as many episodes, and on many lakes it does not recover at
-# all within thirty. It clings: its share of `old_moves` is two to three times that of R-max that is told, which is what
-# chance agreement of two lakes makes. Its training slices each held one lake, so that it never paid to doubt an old
-# death or an old way. Forgetting is cheap: R-max that knows ten episodes only is nearly as quick as the one that is
-# told. One moved goal is mended soonest, since the old way then leads to a tile where nothing happens.
+# of all learners (3.4 episodes, R-max 4.2); on an exchanged one it needs 14.5 (R-max 7.2, told 4.5), and in the last
+# ten episodes it succeeds in .72, R-max that is told in 1.00. It clings: .33 of its first moves are right on the old
+# lake only, against .09. One moved hole is as bad in the end (.68), a moved goal is mended soonest (6.2 episodes). A
+# guess at why: each slice of its training held one lake, so it never paid to doubt an old death or an old way; training
+# on slices that cross changes would test it. Forgetting is cheap: R-max that knows ten episodes only is nearly as quick
+# as the one that is told. And in the first panel the agent's second rise ends lower than its first, which the schedule
+# alone, as the oracle shows, would not do: the paper's "almost the old level" is not what we find.
 #
 # The same at your own scale: other kinds, other lakes, more of them.
 

@@ -104,8 +104,7 @@ experiments.plot_experiment(zero_shot, "zero_shot")
 # intervals over histories. The last panel is the one to remember: the **log-odds of the word goal against the word
 # hole**, read behind an action. Where the history has shown that this move reaches the goal they are high, where it has
 # shown a hole they are low. Nobody trained that. It is a value function of one step, for free.
-
-# %% [markdown]
+#
 # ## 3 · Read the value after the action
 #
 # In notebooks 02 to 04 four logits are read *before* the move, at the tile. For that the network has to look up four
@@ -311,15 +310,14 @@ print(experiments.describe_settings(results))
 #
 # - **untouched.** Obeyed as it is, it succeeds in about half of its last ten episodes, as often as tabular Q-learning,
 #   and nobody has ever trained it on a lake. But it dies again where it has died before in a fifth of its episodes.
-# - **stage one.** Better predictions alone make no better player: it knows what it has seen, and that is not yet a
-#   reason to go anywhere. DQN makes the difference.
+# - **stage one.** Better predictions alone make no better player (a trial on development lakes: lab book, section 10):
+#   it knows what it has seen, and that is not yet a reason to go anywhere. DQN makes the difference.
 # - **with and without memory.** The same weights, the context cleared at every episode: .29 instead of .998.
 # - **SmolLM2 and the tiny Llama.** They succeed equally often, SmolLM2 with 1.0 million tokens of training instead of
 #   15 (and 18 of pretraining). On larger lakes both are behind R-max; what fails there are circles, not deaths. But
 #   SmolLM2 knows the way better: .60 of its successes there are shortest paths, against .38. Read after the move, there
 #   is depth left to look where the next tile leads.
-
-# %% [markdown]
+#
 # ## 7 · What is language pretraining worth?
 #
 # The same command at equal *transitions*, a step being two tokens for all: SmolLM2, a twin of its architecture with
@@ -335,9 +333,7 @@ plot_lines(panels, "tokens", "", log="x", ylim=(-0.02, 1.02), title="One seed ea
 
 # %%
 for name, run in folders.items():
-    last, run_facts = read_log(run)[-1], json.loads((run / "run.json").read_text())
-    print(f"{name:15s}last ten on 24 development lakes, limit 40: {float(last['success_last']):.2f}; "
-          f"{run_facts['seconds'] / 60:.1f} minutes")  # fmt: skip
+    print(f"{name:15s}last ten on 24 development lakes, limit 40: {float(read_log(run)[-1]['success_last']):.2f}")
 
 # %% [markdown]
 # The logs are shipped (`assets/runs`), with the command that makes each in its `run.json`; the adapters are not. An

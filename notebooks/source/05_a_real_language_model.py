@@ -39,6 +39,7 @@ from icrl_utils.plots.values import plot_lines
 from icrl_utils.profiles import PROFILES
 from icrl_utils.statistics import interval, repeat_deaths
 
+# %%
 real = get_profile()  # of the last part; the first is about SmolLM2 on every machine
 small = real.name == "smoke"
 weights = (LANGUAGE_MODEL / "config.json").exists() and not small

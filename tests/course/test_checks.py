@@ -625,6 +625,7 @@ WRONG["check_moves_to_ask"] = [
     (lambda *a: moves_to_ask(*a, first=False), "ask nothing there"),
     (lambda *a: moves_to_ask(*a, wall=False), "consistent backup needs the value of the same move only"),
     (lambda *a: moves_to_ask(*a, across=True), "belongs to another episode"),
+    (lambda *a: [*moves_to_ask(*a)[1:], set()], "one decision early"),
     (lambda tiles, actions, begins: [set() for _ in tiles], "One entry a decision"),
     (lambda tiles, actions, begins: [set(range(4)) for _ in tiles], "One entry a decision"),
 ]

@@ -643,7 +643,7 @@ def check_moves_to_ask(moves_to_ask: Callable[..., list[set[int]]], seed: int) -
              "so nobody needs its maximum: ask nothing there."),
             (_moves_to_ask(tiles, actions, begins, wall=False), "After a move that led nowhere (the same tile again) "
              "the consistent backup needs the value of the same move only, not the maximum."),
-            ([*_moves_to_ask(tiles, actions, begins)[1:], []], "You are one decision early: what is asked at decision d is "
+            ([*_moves_to_ask(tiles, actions, begins)[1:], []], "You are one decision early: what is asked at d is "
              "the target of decision d - 1, so the list begins with an empty entry."),
             (_moves_to_ask(tiles, actions, begins, across=True), "The tile before the first decision of an episode "
              "belongs to another episode: that the tiles are equal says nothing."),

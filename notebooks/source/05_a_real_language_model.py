@@ -262,7 +262,7 @@ columns = {"seen_accuracy": "right about seen moves", "q_seen_hole": "Q of seen 
            "q_seen_goal": "Q of seen goals", "q_wall": "Q of walls"}  # fmt: skip
 runs = {"live, this machine": folder, "the shipped run": language_model.SHIPPED}
 panels = {name: {label: curve(read_log(run), key) for key, label in columns.items()} for name, run in runs.items()}
-plot_lines(panels, "tokens", "", log="x", ylim=(-0.02, 1.02), title="What the adapter has learned, update by update")
+plot_lines(panels, "tokens", "", log="x", ylim=(-0.02, 1.02), title="Update by update")
 
 # %% [markdown]
 # Stage one is over in a moment: what language pretraining has begun needs a dozen updates. Then holes and goals part,

@@ -10,7 +10,7 @@ Stage two, double DQN: what are moves worth? Read in the same place, as the odds
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +54,14 @@ def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True
     check_folder(config, resume)
     if resume and is_finished(config):
         return Path(config.out)
-    if config.precision == "auto":
-        config = replace(config, precision="bf16" if faster_in_bfloat16(config.device) else "no")
-    accelerator = make_accelerator(config.precision, config.device)
+    precision: str = config.precision
+    if precision == "auto":
+        precision = "bf16" if faster_in_bfloat16(config.device) else "no"
+    accelerator = make_accelerator(precision, config.device)
     if accelerator.num_processes > 1:
         raise ValueError(f"{accelerator.num_processes} processes: finetune trains on one device; start one.")
     facts = facts_of_base(config)  # before training: later the files may have changed
-    llama, words = load_frozen(config.base, accelerator.device, DTYPES[config.precision], config.random_base)
+    llama, words = load_frozen(config.base, accelerator.device, DTYPES[precision], config.random_base)
     online = new_adapter(config, llama).requires_grad_()
     average = Lora(llama.shape, online.layers, config.rank).to(llama.device)
     average.copy_(online.tensors)

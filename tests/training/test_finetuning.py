@@ -66,6 +66,14 @@ def test_the_record_says_what_decides_how_it_plays(tmp_path):
     PeftModel.from_pretrained(load_base("assets/tiny-llama"), tmp_path / "run")
 
 
+def test_a_finished_run_is_left_as_it_is_whatever_precision_the_machine_chose(tmp_path):
+    config = small(tmp_path, precision="auto")
+    folder = finetune(config, progress=False)
+    before = (folder / "run.json").read_text()
+    assert finetune(config, resume=True, progress=False) == folder
+    assert (folder / "run.json").read_text() == before and json.loads(before)["precision"] in ("bf16", "no")
+
+
 def test_an_adapter_can_be_gone_on_from(tmp_path):
     first = finetune(small(tmp_path), progress=False)
     config = small(tmp_path, "more", start=str(first), stage_one=0, steps=1, lr=1e-9, warmup=0)

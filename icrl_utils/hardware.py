@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -66,6 +67,7 @@ def resolve_precision(precision: str, device: torch.device, argument: str = "") 
     return "bf16" if has_ampere(device) else "fp16"
 
 
+@functools.cache
 def faster_in_bfloat16(device: str = "auto") -> bool:
     """Whether matrices are multiplied faster in bfloat16 than in float32, measured.
 

@@ -18,12 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icrl_utils.dqn.replay import Batch, make_batch
-from icrl_utils.history.compact import COMPACT_TILES
+from icrl_utils.history.compact import COMPACT_TILES, FIRST_ACTION
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.ranges import real_number
 
-FIRST_ACTION = COMPACT_TILES  # compact ids: 64 tiles, left, down, right, up, goal, hole, limit, reset
-OBSERVED = [*range(COMPACT_TILES), COMPACT_TILES + 4, COMPACT_TILES + 5]  # what a move can lead to
 NOTHING = -100  # the label that cross-entropy ignores
 LATE = 0.7  # share of slices that are asked about in their last part, where the history knows most; else in the first
 PAD = 64  # the number of branches is rounded up to a multiple, so that there are few shapes
@@ -34,7 +32,9 @@ class AskedBatch(NamedTuple):
 
     batch: Batch  # in compact ids; its has_target is False where a target was not asked for
     dictionary: Tensor  # [B, 72] the token of each compact id
-    outcome: Tensor  # [B, D] what the move led to, as its place in ``OBSERVED``; NOTHING where the slice does not tell
+    outcome: (
+        Tensor  # [B, D] what the move led to, as its place in `compact.OBSERVED`; NOTHING where the slice does not tell
+    )
     seen: Tensor  # bool [B, D] the slice has shown before what this move leads to here
     repeated: Tensor  # [B, D] the move where it led nowhere, -1 elsewhere
     branch_decision: Tensor  # [B, N] which decision is asked
@@ -165,7 +165,7 @@ def odds_loss(z: Tensor, y: Tensor, b: AskedBatch) -> Tensor:
 
 
 def outcome_loss(logits: Tensor, b: AskedBatch) -> Tensor:
-    """Mean cross-entropy of what the moves led to. logits [B, D, 66] of the words of ``OBSERVED``."""
+    """Mean cross-entropy of what the moves led to. logits [B, D, 66] of the words of `compact.OBSERVED`."""
     return F.cross_entropy(logits.flatten(0, 1), b.outcome.flatten(), ignore_index=NOTHING)
 
 

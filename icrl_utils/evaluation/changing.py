@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation.tables import Table, by_policy, describe, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, by_policy, describe, parts_of, table_of, training_seed
 from icrl_utils.lake.held_out import held_out_maps
 from icrl_utils.lake.maps import PAPER_IN_DISTRIBUTION, LakeMap, LakeTables
 from icrl_utils.play.policy import Policy
@@ -153,7 +153,7 @@ def changing_summary(table: Table, kind: str) -> list[dict]:
     not. ``old_moves``: the share of moves in the first five episodes after the change that only the old lake would
     justify. ``end``: success in the last ten episodes.
     """
-    part = {name: values[table["law"] == kind] for name, values in table.items()}
+    part = parts_of(table, "law")[kind]
     old, steps, won = (by_policy(part, name) for name in ("old_moves", "steps", "success"))
     summary = []
     for policy, success in won.items():
@@ -187,8 +187,7 @@ def describe_changes(table: Table) -> str:
 def plot_changing(table: Table, title: str) -> Figure:
     """Success by episode of every player, one panel a kind of change."""
     panels, epsilon = {}, {}
-    for kind in dict.fromkeys(table["law"].tolist()):
-        part = {name: values[table["law"] == kind] for name, values in table.items()}
+    for kind, part in parts_of(table, "law").items():
         panels[kind] = by_policy(part)
         epsilon[kind] = next(iter(by_policy(part, "epsilon").values()))[0, 0]
     note = f"at most {table['map'].max() + 1} lakes of each kind; agent: mean of its training seeds"

@@ -29,7 +29,7 @@ from icrl_utils.evaluation import (
     surgery,
     zero_shot,
 )
-from icrl_utils.evaluation.tables import KINDS, Table, by_policy, describe
+from icrl_utils.evaluation.tables import KINDS, Table, by_policy, describe, mean_of_seeds, parts_of
 from icrl_utils.history.episodes import HOLE
 from icrl_utils.lake.games import GAMES, HeldOutLakes
 from icrl_utils.lake.held_out import held_out_maps
@@ -171,8 +171,7 @@ def _joined(parts: Sequence[Table], columns: Iterable[str]) -> Table:
 
 def by_law(table: Table) -> dict[str, Table]:
     """law -> its part of the table, as a table of one experiment, in the order of the table."""
-    laws = dict.fromkeys(table["law"].tolist())
-    return {law: {name: table[name][table["law"] == law] for name in COLUMNS} for law in laws}
+    return {law: {name: part[name] for name in COLUMNS} for law, part in parts_of(table, "law").items()}
 
 
 def summary(table: Table, episodes: slice = slice(-10, None)) -> list[dict]:
@@ -365,8 +364,8 @@ def plot_success(table: Table, title: str) -> Figure:
 def plot_success_by_law(table: Table, title: str) -> Figure:
     """Success by episode of every policy, one panel a law."""
     panels = {law: by_policy(part) for law, part in by_law(table).items()}
-    seeds = len(np.unique(table["training_seed"][table["policy"] == "agent"]))
-    note = f"{len(np.unique(table['map']))} games of each law; agent: mean of {seeds} training seed{'s' * (seeds != 1)}"
+    seeds = mean_of_seeds(table["training_seed"][table["policy"] == "agent"])
+    note = f"{len(np.unique(table['map']))} games of each law; agent: {seeds}"
     return plot_panels(panels, title=title, note=note)
 
 

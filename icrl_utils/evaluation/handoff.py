@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, mean_of_seeds, per_map, table_of, training_seed
 from icrl_utils.history.episodes import RESET
 from icrl_utils.lake.games import HeldOutLakes
 from icrl_utils.lake.held_out import held_out_law
@@ -64,9 +64,9 @@ class HandOff:
             policy.keep(rows)
 
 
-def lakes_of_every_size(n: int = LAKES) -> dict[str, Sequence[TileGame]]:
+def lakes_of_every_size(n: int = LAKES, seed: int = LAKES_SEED) -> dict[str, Sequence[TileGame]]:
     """sizes -> ``n`` held-out lakes."""
-    return {sizes: HeldOutLakes(name).sample(n, LAKES_SEED) for sizes, name in LAKES_OF_SIZE.items()}
+    return {sizes: HeldOutLakes(name).sample(n, seed) for sizes, name in LAKES_OF_SIZE.items()}
 
 
 def hand_off(
@@ -170,7 +170,7 @@ def plot_hand_off(table: Table, title: str) -> Figure:
         rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
         parts = [np.array([[float(cells[row, column][i]) for column in columns] for row in rows]) for i in range(3)]
         panels[f"lakes {sizes}"] = Grid(parts[0], rows, columns, *parts[1:])
-    n, seeds = table["map"].max() + 1, len(set(table["training_seed"].tolist()) - {-1})
+    n, of_agents = table["map"].max() + 1, table["training_seed"] != -1
     note = f"success in episodes {EXPLORED} to {EXPLORED + PLAYED - 1}, 95 % intervals over n = {n} lakes of each size"
-    note += f"\nagent: mean of {seeds} training seed{'s' * (seeds != 1)}"
+    note += f"\nagent: {mean_of_seeds(table['training_seed'][of_agents])}"
     return plot_matrices(panels, f"{title}\n{note}", "who plays the next three episodes", "who explores for six")

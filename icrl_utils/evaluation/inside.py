@@ -27,7 +27,7 @@ from icrl_utils.evaluation.made_up import (
     draw_way,
     q_at_end,
 )
-from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, mean_of_seeds, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode
 from icrl_utils.llama.adapters import causal_lm
 from icrl_utils.llama.agent import Agent
@@ -224,8 +224,8 @@ HEADS_SHOWN = ("question, at the next tile, later visit", "later visit, at the g
 
 def plot_attention_cuts(table: Table, title: str) -> Figure:
     """Mean values with each cut, and single heads of three of them."""
-    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
-    note = f"n = {n} made-up histories, mean of {seeds} training seed{'s' * (seeds != 1)}, 95 % intervals"
+    n = table["map"].max() + 1
+    note = f"n = {n} made-up histories, {mean_of_seeds(table['training_seed'])}, 95 % intervals"
     lost = value_lost(table)
     return plot_cuts(mean_with_cut(table), {name: lost[name] for name in HEADS_SHOWN}, f"{title}\n{note}")
 
@@ -340,6 +340,6 @@ def plot_patching(table: Table, title: str) -> Figure:
     for moves, shares in recovered(table).items():
         stages = ["embedding", *[f"layer {i}" for i in range(1, len(shares))]]
         panels[f"goal {moves} move{'s' * (moves > 1)} away"] = Grid(shares, stages, PATCH_WORDS[moves])
-    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
-    note = f"n = {n} made-up ways of each length, mean of {seeds} training seed{'s' * (seeds != 1)}"
+    n = table["map"].max() + 1
+    note = f"n = {n} made-up ways of each length, {mean_of_seeds(table['training_seed'])}"
     return plot_matrices(panels, f"{title}\n{note}", "token whose state is taken from the run with the goal", "")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, mean_of_seeds, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode
 from icrl_utils.llama.adapters import backbone, causal_lm
 from icrl_utils.llama.agent import Agent
@@ -157,8 +157,8 @@ def plot_values(table: Table, title: str) -> Figure:
         panels[f"measured: {text}"] = {
             f"walked {k} x": (moves, np.array([values[form, d, k].mean() for d in moves])) for k in visits
         }
-    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
-    note = f"n = {n} made-up ways of each length, mean of {seeds} training seed{'s' * (seeds != 1)}"
+    n = table["map"].max() + 1
+    note = f"n = {n} made-up ways of each length, {mean_of_seeds(table['training_seed'])}"
     return plot_lines(
         panels, f"moves from the tile asked about to the goal\n({note})", "value of the right first move",
         ylim=(0, 1.05), columns=2, title=title,

@@ -13,12 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from icrl_utils.evaluation.calibration import TO_GOAL, TO_HOLE, Graph, known_graph
-from icrl_utils.evaluation.handoff import LAKES_OF_SIZE
+from icrl_utils.evaluation.handoff import lakes_of_every_size
 from icrl_utils.evaluation.made_up import agents_of
-from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, mean_of_seeds, per_map, table_of, training_seed
 from icrl_utils.history.compact import COMPACT_TILES
 from icrl_utils.history.episodes import Episode
-from icrl_utils.lake.games import HeldOutLakes
 from icrl_utils.lake.maps import TileGame
 from icrl_utils.llama.agent import Agent
 from icrl_utils.play.policy import Policy, Step
@@ -33,6 +32,7 @@ EPISODES, COUNTED = 10, slice(5, 10)  # the statistic: success, and shortest pat
 WALKS = (0, 1, 2, 4)
 FILLERS = ("known moves", "elsewhere")  # what the walks tell
 LONGEST_WALK = 10  # moves
+METRICS = ("success", "shortest path")
 AT_ONCE = 50  # lakes: bounds the memory
 
 
@@ -104,7 +104,7 @@ def play_rehearsing(
 
 def lakes_to_rehearse(n: int = REHEARSAL_LAKES) -> dict[str, Sequence[TileGame]]:
     """sizes -> ``n`` held-out lakes."""
-    return {sizes: HeldOutLakes(name).sample(n, REHEARSAL_SEED) for sizes, name in LAKES_OF_SIZE.items()}
+    return lakes_of_every_size(n, REHEARSAL_SEED)
 
 
 def rehearsal(
@@ -134,16 +134,21 @@ def rehearsal(
     return table_of(rows)
 
 
+def _counted(table: Table) -> Table:
+    """The rows of the counted episodes, with the column "shortest path": 1 where the goal was reached by one."""
+    counted = (table["episode"] >= COUNTED.start) & (table["episode"] < COUNTED.stop)
+    part = {name: column[counted] for name, column in table.items()}
+    return part | {"shortest path": part["success"] * (part["steps"] == part["optimal_steps"])}
+
+
 def effects(table: Table) -> dict[tuple[str, str], dict[tuple[str, int], Interval]]:
     """(sizes, metric) -> (filler, walks) -> mean over the counted episodes, with its 95 % interval over lakes.
 
     Metrics: "success", and "shortest path": the share of all episodes that reach the goal by a shortest path.
     """
-    counted = (table["episode"] >= COUNTED.start) & (table["episode"] < COUNTED.stop)
-    part = {name: column[counted] for name, column in table.items()}
-    part["shortest path"] = part["success"] * (part["steps"] == part["optimal_steps"])
+    part = _counted(table)
     result: dict[tuple[str, str], dict[tuple[str, int], Interval]] = {}
-    for metric in ("success", "shortest path"):
+    for metric in METRICS:
         for (sizes, filler, walks), values in per_map(part, ("sizes", "filler", "walks"), metric).items():
             result.setdefault((sizes, metric), {})[filler, walks] = interval(values)
     return result
@@ -151,11 +156,9 @@ def effects(table: Table) -> dict[tuple[str, str], dict[tuple[str, int], Interva
 
 def gains(table: Table) -> dict[tuple[str, str, int], Interval]:
     """(sizes, metric, walks) -> known moves minus elsewhere, paired by lakes, in the counted episodes."""
-    counted = (table["episode"] >= COUNTED.start) & (table["episode"] < COUNTED.stop)
-    part = {name: column[counted] for name, column in table.items()}
-    part["shortest path"] = part["success"] * (part["steps"] == part["optimal_steps"])
+    part = _counted(table)
     found = {}
-    for metric in ("success", "shortest path"):
+    for metric in METRICS:
         values = per_map(part, ("sizes", "filler", "walks"), metric)
         for sizes, filler, walks in values:
             if filler == FILLERS[0]:
@@ -187,7 +190,7 @@ def plot_rehearsal(table: Table, title: str) -> Figure:
             rows[name] = found
             colors[name] = {FILLERS[0]: BLUE, FILLERS[1]: ORANGE}.get(filler, GREY)
         panels[f"{metric}, lakes {sizes}"] = rows
-    n, seeds = table["map"].max() + 1, len(np.unique(table["training_seed"]))
+    n = table["map"].max() + 1
     note = f"episodes {COUNTED.start} to {COUNTED.stop - 1}, the agent decides; n = {n} held-out lakes of each size"
-    note += f", mean of {seeds} training seed{'s' * (seeds != 1)}"
+    note += f", {mean_of_seeds(table['training_seed'])}"
     return plot_intervals(panels, "share of episodes, with its 95 % interval over lakes", f"{title}\n{note}", colors)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from icrl_utils.evaluation.calibration import edge_kind, known_graph, known_ways
 from icrl_utils.evaluation.made_up import GAMMA, agents_of
-from icrl_utils.evaluation.tables import Table, per_map, table_of, training_seed
+from icrl_utils.evaluation.tables import Table, mean_of_seeds, parts_of, per_map, table_of, training_seed
 from icrl_utils.history.episodes import Episode, Outcome
 from icrl_utils.lake.games import HeldOutLakes
 from icrl_utils.lake.maps import TileGame
@@ -109,16 +109,21 @@ def beliefs(table: Table) -> dict[str, dict[str, Interval]]:
     """kind -> surgery -> mean value with its 95 % interval over the lakes whose history shows such a move."""
     result: dict[str, dict[str, Interval]] = {}
     for kind in [kind for kind in ASKED if kind in table["kind"]]:
-        part = {name: column[table["kind"] == kind] for name, column in table.items()}
+        part = parts_of(table, "kind")[kind]
         part["map"] = np.unique(part["map"], return_inverse=True)[1]  # lakes without such a move are left out
         result[kind] = {name: interval(q) for (name,), q in per_map(part, ("surgery",), "q").items()}
     return result
 
 
+def _lakes_with(table: Table) -> dict[str, int]:
+    """kind -> number of lakes whose history shows such a move."""
+    return {kind: len(np.unique(part["map"])) for kind, part in parts_of(table, "kind").items()}
+
+
 def describe_surgery(table: Table) -> str:
     """Mean values as text, a line for each operation, a column for each kind of move."""
     found = beliefs(table)
-    counts = {kind: len(np.unique(table["map"][table["kind"] == kind])) for kind in found}
+    counts = _lakes_with(table)
     lines = [" " * 26 + "".join(f"{f'{kind} (n = {counts[kind]})':<24}" for kind in found).rstrip()]
     for name in SURGERIES:
         cells = [found[kind][name] for kind in found]
@@ -129,8 +134,7 @@ def describe_surgery(table: Table) -> str:
 def plot_surgery(table: Table, title: str) -> Figure:
     """Mean values, one panel a kind of move, one row an operation."""
     found = beliefs(table)
-    counts = {kind: len(np.unique(table["map"][table["kind"] == kind])) for kind in found}
-    seeds = len(np.unique(table["training_seed"]))
-    note = f"held-out lakes after {EPISODES} episodes of random play; mean of {seeds} training seed{'s' * (seeds != 1)}"
+    counts = _lakes_with(table)
+    note = f"held-out lakes after {EPISODES} episodes of random play; {mean_of_seeds(table['training_seed'])}"
     panels = {f"{kind} (n = {counts[kind]})": rows for kind, rows in found.items()}
     return plot_intervals(panels, "Q of the move with its 95 % interval over lakes", f"{title}\n{note}")

@@ -48,6 +48,20 @@ def table_of(rows: Sequence[dict]) -> Table:
     return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
+def parts_of(table: Table, column: str) -> dict[str, Table]:
+    """value of ``column`` -> its rows, in the order of their first one."""
+    return {
+        value: {name: values[table[column] == value] for name, values in table.items()}
+        for value in dict.fromkeys(table[column].tolist())
+    }
+
+
+def mean_of_seeds(training_seeds: np.ndarray) -> str:
+    """For a note below a figure: over how many training runs its agents are averaged. int [rows of the agents]."""
+    n = len(np.unique(training_seeds))
+    return f"mean of {n} training seed{'s' * (n != 1)}"
+
+
 def per_map(table: Table, names: Sequence[str], value: str) -> dict[tuple, np.ndarray]:
     """For each combination of the columns ``names`` the mean of ``value`` on each map: float64 [maps].
 

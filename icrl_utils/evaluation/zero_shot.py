@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from icrl_utils.history.compact import COMPACT_TILES
+from icrl_utils.evaluation.tables import Table, parts_of
+from icrl_utils.history.compact import GOAL_WORD, HOLE_WORD, OBSERVED
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.words import Words
 from icrl_utils.lake.held_out import training_maps
@@ -54,11 +55,7 @@ DISTANCE = {"2-8": (2, 8), "10-32": (10, 32), "34-96": (34, 96), "98+": (98, MAN
 OUTCOMES = ("goal", "hole", "wall", "tile")
 UNTOUCHED, TWIN = "SmolLM2, untouched", "random weights"
 
-GOAL_WORD, HOLE_WORD = COMPACT_TILES + 4, COMPACT_TILES + 5  # compact ids
-OBSERVED = [*range(COMPACT_TILES), GOAL_WORD, HOLE_WORD]
 AT_ONCE = 4  # histories of a forward pass
-
-Table = dict[str, np.ndarray]
 
 
 class Subject(NamedTuple):
@@ -182,12 +179,6 @@ def _within(values: np.ndarray, low: int, high: int) -> np.ndarray:
     return inside
 
 
-def by_model(table: Table) -> dict[str, Table]:
-    """model -> its rows."""
-    names = dict.fromkeys(table["model"].tolist())
-    return {name: {column: values[table["model"] == name] for column, values in table.items()} for name in names}
-
-
 def share(table: Table, rows: np.ndarray, column: str = "right") -> Interval:
     """Mean of ``column`` over ``rows``, bool [rows of the table], of one model, with a 95 % interval over histories."""
     n = int(table["history"].max()) + 1
@@ -198,7 +189,7 @@ def share(table: Table, rows: np.ndarray, column: str = "right") -> Interval:
 def describe(table: Table) -> str:
     """The shares as a text table, three digits each, and the mean log-odds; n counts moves."""
     lines = [f"{'model':<22}{'moves':<18}{'n':>6}  {'right of 66 words':<21}{'right of all':<21}log-odds goal : hole"]
-    for name, part in by_model(table).items():
+    for name, part in parts_of(table, "model").items():
         for question, masks in groups(part).items():
             for group, rows in masks.items():
                 cells = [_interval_text(share(part, rows, column)) for column in ("right", "right_of_all", "log_odds")]
@@ -213,7 +204,7 @@ def _interval_text(value: Interval) -> str:
 
 def plot(table: Table, title: str) -> Figure:
     """The figure of the experiment."""
-    parts = by_model(table)
+    parts = parts_of(table, "model")
     masks = {name: groups(part) for name, part in parts.items()}
     rates: Mapping[str, Any] = {
         question: {

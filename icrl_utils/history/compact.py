@@ -27,7 +27,9 @@ from icrl_utils.lake.maps import ACTIONS
 COMPACT_TILES = 64  # maps up to 8 x 8
 COMPACT_WORDS = [*map(str, range(COMPACT_TILES)), *ACTIONS, *ENDS, "reset"]  # a word's index is its id
 _ID = {word: i for i, word in enumerate(COMPACT_WORDS)}
-_FIRST_ACTION, _FIRST_OUTCOME = _ID[ACTIONS[0]], _ID[ENDS[0]]
+FIRST_ACTION, _FIRST_OUTCOME = _ID[ACTIONS[0]], _ID[ENDS[0]]
+GOAL_WORD, HOLE_WORD = _ID["goal"], _ID["hole"]
+OBSERVED = [*range(COMPACT_TILES), GOAL_WORD, HOLE_WORD]  # what a move can lead to
 
 _KIND = {word: "a tile number" for word in COMPACT_WORDS[:COMPACT_TILES]}
 _KIND |= {word: "an action" for word in ACTIONS} | {word: "goal, hole or limit" for word in ENDS}
@@ -45,7 +47,7 @@ class CompactText:
 
     separator = " "
     vocab_size = len(COMPACT_WORDS)
-    action_ids: np.ndarray = np.arange(_FIRST_ACTION, _FIRST_OUTCOME)
+    action_ids: np.ndarray = np.arange(FIRST_ACTION, _FIRST_OUTCOME)
     min_step_tokens = 2
     observation_header: np.ndarray | None = None
 
@@ -83,7 +85,7 @@ class CompactText:
             if kind == "a tile number":
                 tiles.append(int(word))
             elif kind == "an action":
-                actions.append(_ID[word] - _FIRST_ACTION)
+                actions.append(_ID[word] - FIRST_ACTION)
             elif kind == "reset":
                 episodes.append(Episode(tuple(tiles), tuple(actions), outcome))
                 tiles, actions, outcome = [], [], None
@@ -117,7 +119,7 @@ class CompactText:
         bad = (tile >= COMPACT_TILES) | (running & (tile < 0))  # the tile of an ended step is not written
         if bad.any():
             _reject_tile(tile[bad][0])
-        first = np.where(action == RESET, _ID["reset"], _FIRST_ACTION + action)
+        first = np.where(action == RESET, _ID["reset"], FIRST_ACTION + action)
         second = np.where(running, tile, _FIRST_OUTCOME - GOAL + outcome)
         return np.stack([first, second], axis=-1)
 
@@ -132,7 +134,7 @@ class CompactText:
         n, length = ids.shape
         ids = np.pad(ids, ((0, 0), (0, 3)), constant_values=-1)  # so that "two and three tokens on" always exists
         is_tile = (ids >= 0) & (ids < COMPACT_TILES)
-        is_action = (ids >= _FIRST_ACTION) & (ids < _FIRST_OUTCOME)
+        is_action = (ids >= FIRST_ACTION) & (ids < _FIRST_OUTCOME)
         decides = is_tile[:, :-1] & is_action[:, 1:]
         row, position = np.nonzero(decides)
         after = ids[row, position + 2]
@@ -141,7 +143,7 @@ class CompactText:
             (n, length // 2),
             row,
             position=position,
-            action=ids[row, position + 1] - _FIRST_ACTION,
+            action=ids[row, position + 1] - FIRST_ACTION,
             reward=after == _ID["goal"],
             terminated=terminated,
             has_target=terminated | decides[row, position + 2],

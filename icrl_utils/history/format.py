@@ -61,6 +61,17 @@ class HistoryFormat:
         """
         return self._text.parse(text)
 
+    def parse_to_decision(self, text: str) -> list[Episode]:
+        """The same of a text that ends where an action is due. Raises ValueError for any other text, too."""
+        episodes = self.parse(text)
+        last = episodes[-1] if episodes else None
+        if last is None or last.outcome is not None or last.tiles[-1] is None:
+            raise ValueError(
+                f"text={text[-60:]!r} does not end where an action is due; end it with the tile on which the agent "
+                "stands (in the paper format with the header of the action)."
+            )
+        return episodes
+
     def tokenize(self, text: str) -> np.ndarray:
         """Token ids, int64 [T], of a history or of a part of one. Raises ValueError at a word it cannot have."""
         return self._text.tokenize(text)

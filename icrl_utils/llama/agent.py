@@ -167,14 +167,8 @@ class Agent:
 
         Raises ValueError for unknown words and for a text that does not end where an action is due.
         """
-        episodes = self.format.parse(text)
-        last = episodes[-1] if episodes else None
-        if last is None or last.outcome is not None or last.tiles[-1] is None:
-            raise ValueError(
-                f"text={text[-60:]!r} does not end where an action is due; end it with the tile on which the agent "
-                "stands (in the paper format with the header of the action)."
-            )
-        episodes = self.format.fit(episodes, self.max_tokens) if self.memory else [last]
+        episodes = self.format.parse_to_decision(text)
+        episodes = self.format.fit(episodes, self.max_tokens) if self.memory else episodes[-1:]
         ids = self.format.tokenize(self.format.render(episodes))
         return self.readout.q(torch.from_numpy(self.read(ids))).numpy()
 

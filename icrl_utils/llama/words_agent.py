@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from icrl_utils.hardware import faster_in_bfloat16
-from icrl_utils.history.compact import COMPACT_TILES
+from icrl_utils.history.compact import FIRST_ACTION, GOAL_WORD
 from icrl_utils.history.episodes import GOAL, RESET, RUNNING
 from icrl_utils.history.format import HistoryFormat
 from icrl_utils.history.words import Words
@@ -31,7 +31,7 @@ from icrl_utils.llama.readout import OddsReadout
 from icrl_utils.play.policy import PATIENCE, Choice, Step, check_started, check_temperature
 from icrl_utils.ranges import checked_seed, whole_number
 
-FOLLOWERS = np.arange(COMPACT_TILES, COMPACT_TILES + 8)[[0, 1, 2, 3, 7]]  # compact ids; place RESET = 4: line break
+FOLLOWERS = FIRST_ACTION + np.array([0, 1, 2, 3, 7])  # compact ids; place RESET = 4: line break
 NEW = 1 + len(FOLLOWERS)  # tokens of a pass
 FIRST_BUFFER = 256  # tokens; the cache doubles when it is full
 ACTIONS_READ = slice(1, 5)  # of the tokens of a pass
@@ -110,7 +110,7 @@ class WordsAgent:
             self._cache[:, :, :, :, place] = self._tried.gather(4, index)[:, :, :, :, 0]
         now = self._grow()
         self._forget(torch.from_numpy(step.action == RESET).to(llama.device), now)
-        happened = np.where(step.outcome == RUNNING, step.tile, COMPACT_TILES + 4 + step.outcome.astype(int) - GOAL)
+        happened = np.where(step.outcome == RUNNING, step.tile, GOAL_WORD + step.outcome.astype(int) - GOAL)
         ids = np.concatenate([happened[:, None], np.broadcast_to(FOLLOWERS, (n, NEW - 1))], 1)
         x = llama.embed(self._dictionary.gather(1, torch.from_numpy(ids).to(llama.device)))
         rotation = llama.rotation(torch.tensor([[now] + (NEW - 1) * [now + 1]], device=llama.device))
@@ -168,14 +168,8 @@ class WordsAgent:
         Raises ValueError for unknown words and for a text that does not end where an action is due.
         """
         history = HistoryFormat("compact")
-        episodes = history.parse(text)
-        last = episodes[-1] if episodes else None
-        if last is None or last.outcome is not None or last.tiles[-1] is None:
-            raise ValueError(
-                f"text={text[-60:]!r} does not end where an action is due; end it with the tile on which the agent "
-                "stands."
-            )
-        ids = history.tokenize(text if self.memory else history.render([last]))[-self.max_tokens + 1 :]
+        episodes = history.parse_to_decision(text)
+        ids = history.tokenize(text if self.memory else history.render(episodes[-1:]))[-self.max_tokens + 1 :]
         dictionary = self.words.dictionary(np.random.default_rng(self.seed))
         tokens = torch.from_numpy(dictionary[ids])[None].to(self.llama.device)
         moves = torch.from_numpy(dictionary[FOLLOWERS[:4]])[None].to(self.llama.device)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from icrl_utils.history.episodes import Episode
 from icrl_utils.lake.maps import LakeMap
-from icrl_utils.plots.curves import Curves, success_by_policy, trailing_mean
+from icrl_utils.plots.curves import Curves, finish_panels, success_by_policy, trailing_mean
 from icrl_utils.plots.lakes import draw_lake, draw_path, tile_places
 from icrl_utils.plots.style import GREY, INK, PALE, RED, color_of, new_figure, styled
 from icrl_utils.statistics import interval
@@ -58,16 +58,9 @@ def plot_changes(
         ax.set_ylim(-0.02, 1.02)
         ax.grid(axis="y")
         ax.set_axisbelow(True)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
     mean = f"mean of {smooth} episodes; dashed: the lake is exchanged; band of the agent: 95 % over lakes"
     figure.suptitle("\n".join(filter(None, (title, note, mean))), x=0.02, ha="left", fontsize=10.5)
-    for ax in axes[-1]:
-        ax.set_xlabel("episode in one context")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("success rate")
-    handles = [lines[policy] for policy in policies]
-    figure.legend(handles, policies, ncols=min(5, len(policies)), fontsize=8.5, loc="outside lower center")
+    finish_panels(axes, len(panels), "episode in one context", {policy: lines[policy] for policy in policies}, 5)
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from icrl_utils.play.rollout import Records, epsilon_schedule
 from icrl_utils.plots.style import GREY, INK, PALE, color_of, new_figure, styled, without_leading_zero
@@ -136,17 +137,24 @@ def plot_panels(
         ax.set_ylim(-0.02, 1.02)
         ax.grid(axis="y")
         ax.set_axisbelow(True)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
     note += ("; " if note else "") + "mean" + (" and 95 % bootstrap interval" if resamples else "") + " over games"
     figure.suptitle(f"{title}\n{note}" if title else note, x=0.02, ha="left", fontsize=10.5)
+    finish_panels(axes, len(panels), "episode on the same game", {policy: lines[policy] for policy in policies}, 4)
+    return figure
+
+
+def finish_panels(axes: np.ndarray, panels: int, xlabel: str, lines: Mapping[str, Line2D], columns: int) -> None:
+    """What small multiples of success end with: empty axes [rows, columns] taken away, names of the axes, one legend of
+    at most ``columns`` columns."""
+    for ax in axes.flat[panels:]:
+        ax.axis("off")
     for ax in axes[-1]:
-        ax.set_xlabel("episode on the same game")
+        ax.set_xlabel(xlabel)
     for ax in axes[:, 0]:
         ax.set_ylabel("success rate")
-    handles = [lines[policy] for policy in policies]
-    figure.legend(handles, policies, ncols=min(4, len(policies)), fontsize=8.5, loc="outside lower center")
-    return figure
+    axes[0, 0].figure.legend(
+        lines.values(), lines.keys(), ncols=min(columns, len(lines)), fontsize=8.5, loc="outside lower center"
+    )
 
 
 def success_by_policy(curves: Curves) -> dict[str, np.ndarray]:

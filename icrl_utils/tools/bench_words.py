@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from icrl_utils.dqn.branches import FIRST_ACTION, NOTHING, AskedBatch, make_asked_batch
+from icrl_utils.dqn.branches import NOTHING, AskedBatch, make_asked_batch
 from icrl_utils.dqn.replay import SliceSource
 from icrl_utils.hardware import faster_in_bfloat16, matmul_peak
-from icrl_utils.history.compact import COMPACT_TILES
+from icrl_utils.history.compact import COMPACT_WORDS, FIRST_ACTION, GOAL_WORD, HOLE_WORD, OBSERVED
 from icrl_utils.history.words import Words
 from icrl_utils.lake.maps import TRAINING_MAPS
 from icrl_utils.llama.adapters import PROJECTIONS, TARGET
@@ -40,7 +40,6 @@ SMALL = LlamaConfig(
     vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, tie_word_embeddings=True,
 )  # fmt: skip
-GOAL, HOLE = COMPACT_TILES + 4, COMPACT_TILES + 5  # compact ids
 RANK = 16
 
 
@@ -100,7 +99,7 @@ def process_seconds(step: Callable[[], object], repeats: int = 2) -> float:
 def random_batch(vocabulary: int, slices: int, tokens: int, asked: float, seed: int) -> AskedBatch:
     """Real play on training lakes, in random words."""
     rng, source = np.random.default_rng(seed), SliceSource(TRAINING_MAPS, Behaviour())
-    dictionary = np.stack([rng.choice(vocabulary, COMPACT_TILES + 8, replace=False) for _ in range(slices)])
+    dictionary = np.stack([rng.choice(vocabulary, len(COMPACT_WORDS), replace=False) for _ in range(slices)])
     return make_asked_batch(source.slices(slices, tokens, rng), dictionary, source.history, asked, rng)
 
 
@@ -108,7 +107,7 @@ class _TwoWords:
     """The words that the read-out needs."""
 
     def __init__(self, batch: AskedBatch):
-        self.goal, self.hole = (int(batch.dictionary[0, word]) for word in (GOAL, HOLE))
+        self.goal, self.hole = (int(batch.dictionary[0, word]) for word in (GOAL_WORD, HOLE_WORD))
 
 
 def ours(model: LlamaForCausalLM, batch: AskedBatch, dtype: torch.dtype) -> list[Callable[[], None]]:
@@ -131,8 +130,8 @@ def straightforward(model: LlamaForCausalLM, batch: AskedBatch) -> list[Callable
     peft.set_adapter("default")
     update = _updater([p for p in peft.parameters() if p.requires_grad])
     ids, (rows, tokens) = batch.tokens, batch.batch.ids.shape
-    outcome = torch.where(batch.outcome < COMPACT_TILES, batch.outcome, batch.outcome + 4)  # compact ids
-    label = torch.where(batch.outcome >= 0, batch.dictionary.gather(1, outcome.clamp(min=0)), NOTHING)
+    outcome = torch.tensor(OBSERVED)[batch.outcome.clamp(min=0)]  # compact ids
+    label = torch.where(batch.outcome >= 0, batch.dictionary.gather(1, outcome), NOTHING)
     moves = (batch.batch.action[:, :, None] + torch.arange(1, 4)) % 4  # three branches at every decision
     behind = batch.batch.position[:, :, None].expand(-1, -1, 3).reshape(rows, -1)
     branches = batch.dictionary.gather(1, FIRST_ACTION + moves.flatten(1))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from icrl_utils.dqn.branches import (
-    OBSERVED,
     AskedBatch,
     branch_targets,
     make_asked_batch,
@@ -30,8 +29,8 @@ from icrl_utils.dqn.branches import (
 from icrl_utils.dqn.dqn import polyak_update
 from icrl_utils.dqn.replay import SliceSource
 from icrl_utils.hardware import DTYPES, faster_in_bfloat16, make_accelerator
+from icrl_utils.history.compact import OBSERVED
 from icrl_utils.history.words import Words
-from icrl_utils.lake.held_out import development_maps
 from icrl_utils.lake.maps import TRAINING_MAPS
 from icrl_utils.llama.frozen import FrozenLlama
 from icrl_utils.llama.language_model import language_model
@@ -41,12 +40,12 @@ from icrl_utils.llama.readout import OddsReadout, take
 from icrl_utils.llama.words_agent import WordsAgent, load_frozen
 from icrl_utils.paths import config_sha256, file_sha256, in_repository, portable_path
 from icrl_utils.play.policy import PATIENCE
-from icrl_utils.play.rollout import rollout
 from icrl_utils.training.configs import FinetuneConfig
 from icrl_utils.training.data import Chunks
 from icrl_utils.training.folder import check_folder, is_finished
 from icrl_utils.training.optimizers import two_stage_factor
 from icrl_utils.training.runs import Run
+from icrl_utils.training.training import success_on_development_maps
 
 
 def finetune(config: FinetuneConfig, resume: bool = False, progress: bool = True) -> Path:
@@ -210,6 +209,4 @@ def evaluate_in_finetuning(llama: FrozenLlama, words: Words, lora: Lora, config:
     """Success on development maps, first and last ten of the paper's thirty episodes, loops cut off: a lower bound."""
     weights = lora.layer_weights(llama.dtype)
     agent = WordsAgent(llama, words, weights, config.odds, temperature=config.temperature)
-    maps = development_maps("in_distribution", config.eval_maps)
-    success = rollout(agent, maps, "paper", seed=1, step_limit=config.eval_step_limit).success
-    return {"success_first": success[:, :10].mean().item(), "success_last": success[:, -10:].mean().item()}
+    return success_on_development_maps(agent, config)

@@ -30,9 +30,9 @@ from icrl_utils.llama.load import CONTEXT, checkpoint_id, load_base, load_llama,
 from icrl_utils.llama.memory import check_memory, plan
 from icrl_utils.llama.readout import QNetwork, QReadout
 from icrl_utils.paths import config_sha256, in_repository, portable_path
-from icrl_utils.play.policy import PATIENCE
+from icrl_utils.play.policy import PATIENCE, Policy
 from icrl_utils.play.rollout import rollout
-from icrl_utils.training.configs import TrainConfig
+from icrl_utils.training.configs import RunConfig, TrainConfig
 from icrl_utils.training.data import Chunks, batches, training_source
 from icrl_utils.training.folder import check_folder, is_finished
 from icrl_utils.training.optimizers import make_optimizers
@@ -168,16 +168,22 @@ def evaluate_in_training(
 
     Loops cost the most, so episodes are cut off after ``eval_step_limit`` steps: what is reported is a lower bound.
     """
-    maps = development_maps("in_distribution", config.eval_maps)
     if history.name == "compact":
         model = copy.deepcopy(model).merge_and_unload()  # the function that load_agent will load, and faster
     agent = Agent(model, history, readout, temperature=config.temperature)
-    paper = rollout(agent, maps, "paper", seed=1, step_limit=config.eval_step_limit).success
-    row = {"success_first": paper[:, :10].mean().item(), "success_last": paper[:, -10:].mean().item()}
+    row = success_on_development_maps(agent, config)
     if greedy:
+        maps = development_maps("in_distribution", config.eval_maps)
         alone = rollout(agent, maps, "greedy", seed=1, step_limit=config.eval_step_limit).success
         row |= {"greedy_10_14": alone[:, 10:15].mean().item(), "greedy_last": alone[:, -10:].mean().item()}
     return row
+
+
+def success_on_development_maps(agent: Policy, config: RunConfig) -> dict[str, float]:
+    """The first and the last ten of the paper's thirty episodes."""
+    maps = development_maps("in_distribution", config.eval_maps)
+    success = rollout(agent, maps, "paper", seed=1, step_limit=config.eval_step_limit).success
+    return {"success_first": success[:, :10].mean().item(), "success_last": success[:, -10:].mean().item()}
 
 
 def write_adapter(model: PeftModel, config: TrainConfig, folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from icrl_utils.dqn.replay import Batch
-from icrl_utils.history.compact import COMPACT_WORDS
+from icrl_utils.history.compact import COMPACT_WORDS, GOAL_WORD, HOLE_WORD
 from icrl_utils.llama.adapters import backbone
 from icrl_utils.llama.readout import take
 
@@ -113,8 +113,7 @@ def outcomes_of_moves(batch: Batch) -> Tensor:
     """int64 [B, D, 4]: what the `latest_try` of each move led to, ``NOT_TRIED`` where there is none: the tile's number,
     or the compact id of ``goal`` or ``hole``."""
     tried = latest_try(batch)
-    goal, hole = (COMPACT_WORDS.index(outcome) for outcome in ("goal", "hole"))
-    end = torch.where(batch.reward > 0, goal, hole)
+    end = torch.where(batch.reward > 0, GOAL_WORD, HOLE_WORD)
     led_to = torch.where(batch.terminated, end, F.pad(batch.tile[:, 1:], (0, 1)))
     return torch.where(tried >= 0, led_to.gather(1, tried.clamp(min=0).flatten(1)).view_as(tried), NOT_TRIED)
 

@@ -6,7 +6,6 @@ import torch
 
 from icrl_utils.dqn.branches import (
     NOTHING,
-    OBSERVED,
     branch_targets,
     make_asked_batch,
     odds_loss,
@@ -15,7 +14,7 @@ from icrl_utils.dqn.branches import (
     value_report,
 )
 from icrl_utils.dqn.dqn import moves_that_led_nowhere, td_targets
-from icrl_utils.history.compact import COMPACT_WORDS
+from icrl_utils.history.compact import COMPACT_WORDS, OBSERVED
 from icrl_utils.history.format import HistoryFormat
 
 COMPACT = HistoryFormat("compact")

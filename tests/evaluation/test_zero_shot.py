@@ -6,12 +6,12 @@ import torch
 
 from icrl_utils.__main__ import main
 from icrl_utils.evaluation import experiments, zero_shot
+from icrl_utils.evaluation.tables import parts_of
 from icrl_utils.evaluation.zero_shot import (
     COLUMNS,
     DISTANCE,
     SHOWN,
     Subject,
-    by_model,
     groups,
     histories,
     random_twin,
@@ -63,7 +63,7 @@ def test_a_timed_out_move_tells_nothing_and_histories_are_apart():
 
 
 def test_groups_take_every_move_once(table):
-    part = by_model(table)["tiny"]
+    part = parts_of(table, "model")["tiny"]
     for question, masks in groups(part).items():
         counted = np.sum(list(masks.values()), axis=0)
         wanted = np.ones(len(counted)) if question in ("all", "shown") else part["shown"] > 0
@@ -79,7 +79,7 @@ def test_a_share_is_of_all_moves_together():
 
 
 def test_a_model_that_predicts_outcomes_is_found_to_and_its_random_twin_not(table):
-    parts = by_model(table)
+    parts = parts_of(table, "model")
     for name, low, high in (("tiny", 0.9, 1), ("random weights", 0, 0.2)):
         seen = groups(parts[name])["all"]["seen"]
         assert low <= share(parts[name], seen).estimate <= high
